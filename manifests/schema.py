@@ -1,0 +1,249 @@
+"""Every table of the manifests: one frozen dataclass a table, one field a column.
+
+The pyarrow schema is derived from the dataclass, so code and Parquet cannot disagree; each field's meaning, unit
+and source travel in the Parquet field metadata. The first field is the table's key: rows are written and replaced
+a key at a time. Times are seconds of the source's own clock: the presentation time of its first video frame is 0
+(of its first sound sample, where there is no video).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+VERSION = "1"
+
+
+def column(meaning: str, unit: str = "", source: str = "") -> Any:
+    """A field of a table: what its number means, its unit, and where its definition comes from."""
+    return dataclasses.field(metadata={"meaning": meaning, "unit": unit, "source": source})
+
+
+class Row:
+    """A row of the table that its class names."""
+
+    table: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Video(Row):
+    """One source file that could be opened."""
+
+    table = "videos"
+    source_id: str = column("hash of the path: names this row")
+    video_id: str = column("sha256 of the file's content")
+    path: str = column("where the file was read")
+    bytes: int = column("size of the file", "byte")
+    modified: int = column("modification time of the file", "ns since 1970")
+    status: str = column("`scanned`, `listened`, `done`; `duplicate`: same content as an earlier path")
+    source_set: str = column("label of the collection: hdtf, youtube, movie, or any other")
+    licence: str = column("licence as the input states it")
+    url: str = column("where the footage was published")
+    uploader: str = column("who published it")
+    title: str = column("its title")
+    asked: list[float] = column("spans asked for: start, end, start, end …; empty: the whole file", "s")
+    container: str = column("container format", source="FFmpeg")
+    duration: float = column("from the first frame's presentation to the end of the last", "s")
+    time_base: str = column("length of one tick of the video stream", "s, as a fraction")
+    width: int = column("width as shown: square pixels, rotation applied", "pixel")
+    height: int = column("height as shown", "pixel")
+    fps: float = column("mean frame rate", "1/s")
+    frames: int = column("frames of the video stream", "frame")
+    rotation: int = column("display rotation flag", "degree")
+    video_codec: str = column("video codec", source="FFmpeg")
+    audio_codec: str | None = column("audio codec; null: no sound", source="FFmpeg")
+    sample_rate: int | None = column("sampling rate of the sound", "Hz")
+    channels: int | None = column("channels of the sound")
+    speakers: int | None = column("different voices found by diarization; null: not listened to")
+    scan_mode: str = column("how the pictures were read: full or sparse")
+    scan_version: str = column("hash of the settings and weights the scan was made with")
+    listen_version: str = column("the same for listening; empty: not yet")
+    propose_version: str = column("the same for proposing; empty: not yet")
+
+
+@dataclass(frozen=True)
+class Shot(Row):
+    """Pictures between two cuts."""
+
+    table = "shots"
+    video_id: str = column("sha256 of the file's content")
+    shot: int = column("number of the shot in its video, from 0")
+    start: float = column("presentation time of its first frame", "s")
+    end: float = column("presentation time of the next shot's first frame, or the end of the pictures", "s")
+    start_ticks: int = column("start, in ticks of the video's time_base", "tick")
+    end_ticks: int = column("end, in ticks of the video's time_base", "tick")
+    start_frame: int = column("index of its first source frame", "frame")
+    end_frame: int = column("index of the first frame after it", "frame")
+    luminance: float = column("mean luma of its pictures, 0-255")
+    sharpness: float = column("variance of the Laplacian of luma, at the scan's picture size")
+    black_share: float = column("share of its pictures that are black")
+    static_share: float = column("share of its pictures that equal the one before")
+    face_share: float = column("share of its looks that show a face")
+    faces_max: int = column("most faces in one look")
+
+
+@dataclass(frozen=True)
+class Look(Row):
+    """One search for faces, about once a second of a shot; the box is the largest face's."""
+
+    table = "looks"
+    video_id: str = column("sha256 of the file's content")
+    shot: int = column("number of the shot in its video, from 0")
+    time: float = column("presentation time of the picture", "s")
+    faces: int = column("faces found")
+    left: float | None = column("left edge of the largest face", "share of the width")
+    top: float | None = column("top edge of the largest face", "share of the height")
+    right: float | None = column("right edge of the largest face", "share of the width")
+    bottom: float | None = column("bottom edge of the largest face", "share of the height")
+    score: float | None = column("detector's confidence in the largest face, 0-1")
+
+
+@dataclass(frozen=True)
+class Turn(Row):
+    """One speaker's turn, as diarization heard it; turns may overlap."""
+
+    table = "turns"
+    video_id: str = column("sha256 of the file's content")
+    start: float = column("start of the turn", "s")
+    end: float = column("end of the turn", "s")
+    speaker: str = column("speaker within this video: S0, S1 … in order of first appearance")
+    overlap: float = column("share of the turn in which others speak too")
+    level: float = column("RMS level of the turn", "dBFS")
+    clipped: float = column("share of samples at full scale")
+    dnsmos_sig: float | None = column("DNSMOS P.835 speech quality, 1-5; null: turn too short", source="DNSMOS")
+    dnsmos_bak: float | None = column("DNSMOS P.835 freedom from background noise, 1-5", source="DNSMOS")
+    dnsmos_ovr: float | None = column("DNSMOS P.835 overall quality, 1-5", source="DNSMOS")
+
+
+@dataclass(frozen=True)
+class Solo(Row):
+    """A stretch in which one voice alone speaks: what clips are cut from."""
+
+    table = "solos"
+    video_id: str = column("sha256 of the file's content")
+    start: float = column("start of the stretch", "s")
+    end: float = column("end of the stretch", "s")
+    speaker: str = column("speaker within this video")
+
+
+@dataclass(frozen=True)
+class Clip(Row):
+    """A candidate: one shot, one voice, a face on show."""
+
+    table = "clips"
+    video_id: str = column("sha256 of the source file's content")
+    clip_id: str = column("hash of video, start, end and the proposal's settings")
+    shot: int = column("number of the shot in its video, from 0")
+    start: float = column("presentation time of the clip's start", "s")
+    end: float = column("presentation time of the clip's end, exclusive", "s")
+    start_ticks: int = column("start, in ticks of time_base", "tick")
+    end_ticks: int = column("end, in ticks of time_base", "tick")
+    time_base: str = column("length of one tick", "s, as a fraction")
+    duration: float = column("end - start", "s")
+    speaker: str = column("speaker within this video")
+    faces_max: int = column("most faces in one look of the clip")
+    path: str = column("source file")
+    source_set: str = column("label of the collection")
+    licence: str = column("licence as the input states it")
+    url: str = column("where the footage was published")
+    width: int = column("source width as shown", "pixel")
+    height: int = column("source height as shown", "pixel")
+    fps: float = column("source's mean frame rate", "1/s")
+    models: str = column("models that found it, each with the start of its sha256")
+
+
+@dataclass(frozen=True)
+class Loss(Row):
+    """A stretch of a video that is in no clip, and why. Clips and losses together cover each video once."""
+
+    table = "losses"
+    video_id: str = column("sha256 of the file's content")
+    start: float = column("start of the stretch", "s")
+    end: float = column("end of the stretch", "s")
+    reason: str = column("why it is in no clip")
+    stage: str = column("the stage that lost it")
+
+
+@dataclass(frozen=True)
+class Failure(Row):
+    """Something that could not be done; the job went on without it."""
+
+    table = "failures"
+    failure_id: str = column("hash of stage and path: names this row")
+    stage: str = column("the stage that failed")
+    key: str = column("what it was working on: a source_id, or a clip_id")
+    path: str = column("source file")
+    bytes: int = column("size of the file", "byte")
+    modified: int = column("modification time of the file", "ns since 1970")
+    error: str = column("kind of error")
+    message: str = column("what went wrong, for a person")
+    attempts: int = column("how often it was tried")
+    log: str = column("end of what the worker and its decoder wrote")
+
+
+@dataclass(frozen=True)
+class Run(Row):
+    """One run of the job."""
+
+    table = "runs"
+    run_id: str = column("start time and process: names this row")
+    started: str = column("start", "ISO 8601, UTC")
+    seconds: float = column("wall time", "s")
+    command: str = column("the command line")
+    config: str = column("the whole configuration", "JSON")
+    versions: str = column("versions of Python, talkreel and the libraries", "JSON")
+    weights: str = column("sha256 of every model file used", "JSON")
+    files: int = column("inputs worked on in this run")
+    skipped: int = column("inputs that were done before")
+    failed: int = column("inputs that failed in this run")
+    core_seconds: str = column("CPU time of each stage", "JSON, s")
+
+
+TABLES: tuple[type[Row], ...] = (Video, Shot, Look, Turn, Solo, Clip, Loss, Failure, Run)
+
+_ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
+
+
+def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
+    """Arrow type and nullability of a field's annotation."""
+    if isinstance(hint, types.UnionType):
+        (inner,) = [arm for arm in typing.get_args(hint) if arm is not types.NoneType]
+        return _arrow_type(inner)[0], True
+    if typing.get_origin(hint) is list:
+        return pa.list_(_arrow_type(typing.get_args(hint)[0])[0]), False
+    return _ARROW[hint], False
+
+
+def _schema(row: type[Row]) -> pa.Schema:
+    hints = typing.get_type_hints(row)
+    fields = []
+    for field in dataclasses.fields(row):  # type: ignore[arg-type]
+        kind, nullable = _arrow_type(hints[field.name])
+        notes = {name: text for name, text in field.metadata.items() if text}
+        fields.append(pa.field(field.name, kind, nullable, metadata=notes))
+    described = {"table": row.table, "about": (row.__doc__ or "").strip(), "schema_version": VERSION}
+    return pa.schema(fields, metadata=described)
+
+
+_SCHEMAS = {row: _schema(row) for row in TABLES}
+
+
+def schema(row: type[Row]) -> pa.Schema:
+    """The pyarrow schema of a table, with `meaning`, `unit` and `source` in each field's metadata."""
+    return _SCHEMAS[row]
+
+
+def columns(row: type[Row]) -> list[str]:
+    """The column names of a table; the first is its key."""
+    return _SCHEMAS[row].names
+
+
+def short_hash(*parts: str | int) -> str:
+    """16 hex digits that name a row: the sha256 of its parts."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
