@@ -14,17 +14,18 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manifests.schema import TABLES, Row, columns, schema, short_hash
+from manifests.schema import TABLES, Row, columns, schema
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 _PACK = "pack-"
+_INDEX = "_packs"
 
 
 class ManifestError(Exception):
@@ -40,14 +41,6 @@ def locate(place: str) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{place}: not a place this build can reach: {error}") from error
     return filesystem, path
-
-
-class Listing(NamedTuple):
-    """The files of a table: parts, live packs, and packs that another one has replaced."""
-
-    parts: list[str]
-    packs: list[str]
-    replaced: list[str]
 
 
 class ManifestStore:
@@ -71,12 +64,17 @@ class ManifestStore:
 
     def forget(self, table: type[Row], key: str) -> None:
         """Drop the rows of `key`, if there are any."""
-        if self._listing(table).packs and self.read(table, key):
-            self.write(table, key, [])  # a pack may hold them: an empty part stands before it
-        else:
-            self._delete([f"{self.folder(table)}/{key}.parquet"])
+        self._delete([f"{self.folder(table)}/{key}.parquet"])
+        if self.read(table, key):
+            self.write(table, key, [])  # a pack holds them: an empty part stands before it
 
     def _write_file(self, path: str, data: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(data, sink, compression="zstd")
+        self._replace(path, sink.getvalue())
+
+    def _replace(self, path: str, content: bytes | pa.Buffer) -> None:
+        """Write a file so that it is there whole or not at all."""
         folder = path.rsplit("/", 1)[0]
         # An object appears in its bucket only when its stream closes; a local file needs the rename.
         target = f"{folder}/.{uuid.uuid4().hex}.tmp" if self.is_local else path
@@ -85,7 +83,7 @@ class ManifestStore:
                 self.filesystem.create_dir(folder, recursive=True)
                 self._made.add(folder)
             with self.filesystem.open_output_stream(target) as sink:
-                pq.write_table(data, sink, compression="zstd")
+                sink.write(content)
             if self.is_local:
                 Path(target).replace(path)
         except OSError as error:
@@ -103,11 +101,10 @@ class ManifestStore:
 
     def read(self, table: type[AnyRow], key: str) -> list[AnyRow]:
         """The rows of one key, in the order they were written."""
-        path = f"{self.folder(table)}/{key}.parquet"
         with contextlib.suppress(FileNotFoundError):
-            return from_arrow(table, self._read_file(path))
+            return from_arrow(table, self._read_file(f"{self.folder(table)}/{key}.parquet"))
         wanted = pc.field(columns(table)[0]) == key
-        for pack in self._listing(table).packs:
+        for pack in self._packs(table):
             found = pq.read_table(pack, filesystem=self.filesystem, filters=wanted)
             if found.num_rows:
                 return from_arrow(table, found)
@@ -122,15 +119,15 @@ class ManifestStore:
     def batches(self, table: type[Row], wanted: list[str] | None = None) -> Iterator[pa.Table]:
         """A whole table, file by file: parts by key, then what the packs hold of other keys."""
         names = wanted or columns(table)
-        parts, packs, _ = self._listing(table)
-        for part in parts:
-            with contextlib.suppress(FileNotFoundError):  # gathered by a compaction since the listing
+        newer = []
+        for part in self._files(table)[0]:
+            with contextlib.suppress(FileNotFoundError):  # gone into a pack since the listing
                 yield self._read_file(part, names)
+                newer.append(_key_of(part))
         key = columns(table)[0]
-        newer = pa.array([_key_of(part) for part in parts], pa.string())
-        for pack in packs:
+        for pack in self._packs(table):
             data = self._read_file(pack, list(dict.fromkeys([key, *names])))
-            yield data.filter(pc.invert(pc.is_in(data[key], newer))).select(names)
+            yield data.filter(pc.invert(pc.is_in(data[key], pa.array(newer, pa.string())))).select(names)
 
     def keys(self, table: type[Row]) -> set[str]:
         """Every key that has rows."""
@@ -146,8 +143,8 @@ class ManifestStore:
             advice = "delete it, and the next run makes its rows anew"
             raise ManifestError(f"{path}: not readable as Parquet ({error}); {advice}") from error
 
-    def _listing(self, table: type[Row]) -> Listing:
-        """The files of a table, sorted."""
+    def _files(self, table: type[Row]) -> tuple[list[str], list[str]]:
+        """The part files and the pack files of a table, sorted."""
         selector = fs.FileSelector(self.folder(table), allow_not_found=True)
         paths = sorted(
             entry.path
@@ -157,15 +154,15 @@ class ManifestStore:
             and not entry.base_name.startswith(".")
         )
         packs = [path for path in paths if _key_of(path).startswith(_PACK)]
-        parts = [path for path in paths if not _key_of(path).startswith(_PACK)]
-        # A pack names the packs it was made from: until they are deleted, it stands for them.
-        replaced = {name for pack in packs for name in self._replaced_by(pack)} if len(packs) > 1 else set()
-        live = [pack for pack in packs if _key_of(pack) not in replaced]
-        return Listing(parts, live, [pack for pack in packs if pack not in live])
+        return [path for path in paths if not _key_of(path).startswith(_PACK)], packs
 
-    def _replaced_by(self, pack: str) -> list[str]:
-        with self.filesystem.open_input_file(pack) as source:
-            return pq.read_schema(source).metadata.get(b"replaces", b"").decode().split()
+    def _packs(self, table: type[Row]) -> list[str]:
+        """The packs that count: a pack file not named in the index is one that a killed compaction left."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.folder(table)}/{_INDEX}") as source:
+                return [f"{self.folder(table)}/{name}" for name in source.read().decode().split()]
+        except FileNotFoundError:
+            return []
 
     # Packing parts together ------------------------------------------------------------------------------------
 
@@ -190,8 +187,9 @@ class ManifestStore:
                         leftover.unlink()
 
     def _compact(self, table: type[Row], more_than: int) -> int:
-        parts, packs, replaced = self._listing(table)
-        self._delete(replaced)  # a compaction was killed before it did
+        parts, files = self._files(table)
+        packs = self._packs(table)
+        self._delete(set(files) - set(packs))
         if len(parts) <= more_than:
             return 0
         keys = pa.array([_key_of(part) for part in parts], pa.string())
@@ -201,10 +199,11 @@ class ManifestStore:
         for pack in outdated:
             data = self._read_file(pack)
             pieces.append(data.filter(pc.invert(pc.is_in(data[key], keys))))
-        names = [_key_of(pack) for pack in outdated]
-        gathered = pa.concat_tables(pieces)
-        gathered = gathered.replace_schema_metadata({**gathered.schema.metadata, "replaces": " ".join(names)})
-        self._write_file(f"{self.folder(table)}/{_PACK}{short_hash(*parts, *names)}.parquet", gathered)
+        fresh = f"{self.folder(table)}/{_PACK}{uuid.uuid4().hex[:16]}.parquet"
+        self._write_file(fresh, pa.concat_tables(pieces))
+        live = [pack.rsplit("/", 1)[-1] for pack in (*packs, fresh) if pack not in outdated]
+        # From here on the new pack counts, and those it was made from do not.
+        self._replace(f"{self.folder(table)}/{_INDEX}", "\n".join(live).encode())
         self._delete(outdated)
         self._delete(parts)
         return len(parts)

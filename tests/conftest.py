@@ -17,3 +17,26 @@ def footage() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/footage is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A fresh bucket of a real S3 server on loopback, as the URI that pyarrow opens."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                environment.setenv(name, "test")
+            environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            _, port = server.get_host_and_port()
+            endpoint = f"http://127.0.0.1:{port}"
+            boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="films")
+            environment.setenv("AWS_ENDPOINT_URL", endpoint)
+            environment.setenv("AWS_REGION", "us-east-1")
+            yield "s3://films"
+    finally:
+        server.stop()

@@ -1,0 +1,109 @@
+"""Everything that the curation job accepts, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.settings import SettingsError, option, required
+
+PROFILES = Path(__file__).parent / "profiles"
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """How pictures are read and shots found."""
+
+    mode: str = option("auto", "full, sparse or auto")
+
+    def models(self) -> list[str]:
+        """Catalogue entries that scanning needs."""
+        return ["centerface"]
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """How voices are told apart."""
+
+    diarization: str = option("embedded", "embedded (no account needed) or pyannote (pyannote.audio 4)")
+    pyannote: str = option(
+        "pyannote/speaker-diarization-community-1",
+        "pipeline of the pyannote backend: a local folder, or a hub id (token in HF_TOKEN)",
+    )
+    quality: bool = option(True, "rate each turn with DNSMOS")
+    limit_hours: float = option(12.0, "longest sound track that is read, hours")
+
+    def models(self) -> list[str]:
+        """Catalogue entries that listening needs."""
+        needed = ["segmentation-3.0", "cam++"] if self.diarization == "embedded" else []
+        return needed + (["dnsmos"] if self.quality else [])
+
+
+@dataclass(frozen=True)
+class ProposeConfig:
+    """What makes a candidate."""
+
+    min_seconds: float = option(49 / 25, "shortest clip, s (49 frames at 25 fps)")
+    max_seconds: float = option(20.0, "longest clip, s; longer stretches are cut into equal parts")
+    face_gap_seconds: float = option(1.5, "longest stretch without a face that a clip may hold between two faces, s")
+
+
+@dataclass(frozen=True)
+class StageResources:
+    """What one worker of a stage gets, and how far a row may go before it is given up."""
+
+    cpus: float = option(1.0, "CPU cores a worker reserves; its libraries use this many threads (at least 1)")
+    gpus: float = option(0.0, "GPUs a worker reserves; a fraction shares one")
+    batch: int = option(8, "most rows handed to a worker at once")
+    workers: int | None = option(None, "most workers; null: as many as the cluster has room for")
+    seconds: float = option(3600.0, "longest time for one row; then its process is ended and the row is a failure")
+    memory_gb: float = option(4.0, "most memory for one row; then its process is ended and the row is a failure")
+    attempts: int = option(3, "how often a row is tried that ends its process (a row that raises is tried once)")
+
+
+@dataclass(frozen=True)
+class Resources:
+    scan: StageResources = field(default_factory=StageResources)
+    listen: StageResources = field(default_factory=StageResources)
+    propose: StageResources = field(default_factory=lambda: StageResources(cpus=0.0, batch=64, workers=1))
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    address: str | None = option(None, "a running cluster ('auto' finds this machine's); null: one of its own")
+    cpus: int | None = option(None, "cores of the job's own Ray; null: all of this machine")
+    block_files: int = option(256, "most files that travel through the job as one block")
+    block_mb: float = option(256.0, "most megabytes of footage in one block: large films travel alone")
+
+
+@dataclass(frozen=True)
+class CurationConfig:
+    """Settings of curation/run.py."""
+
+    input: str = required(
+        "a video, folder, glob, list (.txt) or table (.csv, .parquet) of videos; local, s3:// or gs://"
+    )
+    output: str = required("where the manifests go: a folder, or s3:// or gs://")
+    profile: str = option("embedded", "which models play which role: a file of curation/profiles")
+    source_set: str = option("", "label for footage that brings none: hdtf, youtube, movie …")
+    licence: str = option("", "licence of footage that states none")
+    dry_run: bool = option(False, "only say what would be done and what it would cost")
+    retry: bool = option(False, "try again what failed in an earlier run")
+    compact_above: int = option(1000, "gather a table's part files once there are more than this many")
+    scan: ScanConfig = field(default_factory=ScanConfig)
+    listen: ListenConfig = field(default_factory=ListenConfig)
+    propose: ProposeConfig = field(default_factory=ProposeConfig)
+    resources: Resources = field(default_factory=Resources)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+def profile(asked: Any) -> Path:
+    """The file of the profile that the settings ask for; raises SettingsError when there is none."""
+    name = str(asked.get("profile", "embedded"))
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(
+            f"profile={name!r}: there is {', '.join(sorted(file.stem for file in PROFILES.glob('*.yaml')))}"
+        )
+    return path
