@@ -6,20 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curation.stages.scan import ScanConfig
 from model.settings import SettingsError, option, required
 
 PROFILES = Path(__file__).parent / "profiles"
-
-
-@dataclass(frozen=True)
-class ScanConfig:
-    """How pictures are read and shots found."""
-
-    mode: str = option("auto", "full, sparse or auto")
-
-    def models(self) -> list[str]:
-        """Catalogue entries that scanning needs."""
-        return ["centerface"]
 
 
 @dataclass(frozen=True)

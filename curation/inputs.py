@@ -62,6 +62,11 @@ class Source:
     def source_id(self) -> str:
         return short_hash(self.path)
 
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """The spans asked for, as pairs."""
+        return list(zip(self.asked[::2], self.asked[1::2], strict=True))
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 

@@ -120,7 +120,7 @@ class Decode(enum.Enum):
     ALL = "all"
     REFERENCE = "reference"  # pictures that others refer to, each as in a full decode
     ROUGH = "rough"  # the same without loop filter: cheaper, but errors grow from keyframe to keyframe
-    KEY = "key"  # keyframes only
+    KEY = "key"  # keyframes only, and the first picture
 
 
 def log_to_stderr(level: int = av.logging.ERROR) -> None:
@@ -149,7 +149,7 @@ def probe(source: Source) -> Probe:
     with _opened(source) as container:
         kind, size = container.format.name, container.size
         has_video, has_audio = _video_stream(container) is not None, _audio_stream(container) is not None
-        ends = _ends(container)
+        ends = _ends(container, name)
     if not has_video and not has_audio:
         raise MediaError(f"{name}: holds neither video nor sound ({kind})")
     zero: Fraction | None = None
@@ -195,7 +195,7 @@ def _video_facts(film: "_Film", duration: Fraction) -> VideoStream:
     )
 
 
-def _ends(container: av.container.InputContainer) -> dict[int, Fraction]:
+def _ends(container: av.container.InputContainer, name: str) -> dict[int, Fraction]:
     """When each of the two streams ends, in the container's time.
 
     mp4 indexes say. Elsewhere the last packets are read; all of them where seeking there cannot be trusted.
@@ -211,7 +211,7 @@ def _ends(container: av.container.InputContainer) -> dict[int, Fraction]:
         with contextlib.suppress(av.FFmpegError):
             container.seek(max(begin, begin + total - TAIL_SECONDS * av.time_base))
     read: dict[int, Fraction] = {}
-    for packet in _packets(container, streams, container.name):
+    for packet in _packets(container, streams, name):
         index, base = packet.stream_index, _base(packet.stream)
         stamp = _stamp(container, packet)
         start = read.get(index, Fraction(0)) if stamp is None else stamp * base
@@ -262,23 +262,23 @@ def timeline(source: Source) -> Timeline:
 
     Raises MediaError when the file cannot be read, has no video, or no picture of it can be decoded.
     """
-    with contextlib.closing(_Film(source, Decode.ALL, 1)) as film:
-        first, step, avi = film.first, film.step, film.avi
-    stamps: list[int] = []
-    keys: list[bool] = []
-    with _opened(source) as container:
-        stream = _video_stream(container)
-        assert stream is not None
-        _use_only(container, stream)
-        for packet in _packets(container, [stream], _name(source)):
-            if not packet.is_discard:
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                stamps.append(first + len(stamps) * step if stamp is None else stamp)
-                keys.append(packet.is_keyframe)
+    begun: list[av.Packet] = []
+    with contextlib.closing(_Film(source, Decode.ALL, 1, begun.append)) as film:
+        first, step, gap = film.first, film.step, math.ceil(BELIEVED_GAP / film.time_base)
+        packets = itertools.chain(begun, _packets(film.container, [film.stream], _name(source)))
+        shown = [
+            (packet.pts if packet.pts is not None else packet.dts, packet.is_keyframe)
+            for packet in packets
+            if not packet.is_discard
+        ]
+        avi = film.avi
+    believed = list(_believed(shown, gap))
+    stamps = [first + n * step if stamp is None else stamp for n, (stamp, _) in enumerate(believed)]
     stamps_N, stored_N = np.unique(np.array(stamps, np.int64), return_index=True)
     ticks_N = stamps_N - (stamps_N[0] if avi else first)
-    shown_N = ticks_N >= 0
-    return Timeline(ticks_N[shown_N], np.array(keys, bool)[stored_N][shown_N], bool((np.diff(stored_N) < 0).any()))
+    seen_N = ticks_N >= 0
+    key_N = np.array([key for _, key in believed], bool)[stored_N]
+    return Timeline(ticks_N[seen_N], key_N[seen_N], bool((np.diff(stored_N) < 0).any()))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------
@@ -332,17 +332,25 @@ class Picture:
 
 
 def pictures(
-    source: Source, span: Span | None = None, decode: Decode = Decode.ALL, threads: int = 1
+    source: Source,
+    span: Span | None = None,
+    decode: Decode = Decode.ALL,
+    threads: int = 1,
+    whole: Sequence[Span] = (),
 ) -> Iterator[Picture]:
     """The pictures whose time lies in the span (all without one), in presentation order.
 
+    whole: stretches, in order, in which Decode.REFERENCE leaves out nothing.
     A damaged or cut-off file gives the pictures that can be decoded, and then ends; a picture whose time
     does not advance is left out.
     Raises MediaError when the file cannot be read, has no video, or no picture of it can be decoded.
     """
     with contextlib.closing(_Film(source, decode, threads)) as film:
         first, last = (0, None) if span is None else (film.tick(span.start), film.tick(span.end))
-        for picture in film.play(first, run_up=False):
+        stretches = [(film.tick(stretch.start), film.tick(stretch.end)) for stretch in whole]
+        if decode is Decode.ALL and span is not None:
+            stretches = [(first, film.tick(span.end))]
+        for picture in film.play(first, stretches):
             if last is not None and picture.ticks >= last:
                 return
             if picture.ticks >= first:
@@ -488,11 +496,15 @@ def _every_nth(frame: av.VideoFrame, step: int) -> av.VideoFrame:
 class _Film:
     """An open file's video stream with its clock."""
 
-    def __init__(self, source: Source, decode: Decode, threads: int) -> None:
-        self.source, self.decode, self.threads = source, decode, threads
+    def __init__(
+        self, source: Source, decode: Decode, threads: int, before: Callable[[av.Packet], None] = lambda packet: None
+    ) -> None:
+        """before: called with each packet that is read to decode the first picture."""
+        self.source, self.decode, self.threads, self._before = source, decode, threads, before
+        self._whole: Sequence[tuple[int, int]] = ()
         self.container, self.stream = self._open()
         try:
-            self._frames = _decoded(self.container, self.stream, _name(source))
+            self._frames = _decoded(self.container, self.stream, _name(source), self._choose)
             first = next(self._frames, None)
             if first is None:
                 raise MediaError(f"{_name(source)}: no picture of its video can be decoded")
@@ -522,17 +534,17 @@ class _Film:
         """Ticks for which a picture is on show when none follows."""
         return picture.frame.duration or self.step
 
-    def play(self, first: int = 0, run_up: bool = True) -> Iterator[Picture]:
+    def play(self, first: int = 0, whole: Sequence[tuple[int, int]] = ()) -> Iterator[Picture]:
         """Pictures in order, beginning with one at or before tick `first`. To be called once.
 
-        Without run_up, pictures before `first` are decoded only where others refer to them.
+        whole: stretches of ticks outside which pictures are decoded only where others refer to them.
         """
-        self._needed = -math.inf if run_up else first
+        self._whole = whole
         latest = -1
         indexed = self.decode is Decode.KEY and self.stream.frames > 0 and self.container.format.name.startswith("mov")
         stamped = self._keys(first) if indexed else self._from(first)
         for ticks, frame in _believed(stamped, math.ceil(BELIEVED_GAP / self.time_base)):
-            if ticks > latest and (self.decode is not Decode.KEY or frame.key_frame):
+            if ticks > latest and (self.decode is not Decode.KEY or frame.key_frame or ticks == 0):
                 latest = ticks
                 yield Picture(ticks, frame, self.look)
 
@@ -555,7 +567,7 @@ class _Film:
         if self._head is None:
             self.close()
             self.container, self.stream = self._open()
-            self._frames = _decoded(self.container, self.stream, _name(self.source))
+            self._frames = _decoded(self.container, self.stream, _name(self.source), self._choose)
             self._head = next(self._frames, None)
         self._skip()
         return self._stamped(itertools.chain([] if self._head is None else [self._head], self._frames), 0)
@@ -567,14 +579,19 @@ class _Film:
         """
         entries = [e for e in self.stream.index_entries if e.is_keyframe and not e.is_discard]
         stored = [entry.timestamp for entry in entries]
+        if first <= 0 and self._head is not None:
+            yield 0, self._head
         for timestamp in stored[max(0, bisect.bisect(stored, self.first + first) - 2) :]:
             try:
-                self.container.seek(timestamp, stream=self.stream)
+                # Forwards: FFmpeg takes the decoder's delay off the time asked for, and would land a keyframe early.
+                self.container.seek(timestamp, backward=False, stream=self.stream)
             except av.FFmpegError:
                 continue
-            packet = next(_packets(self.container, [self.stream], _name(self.source)), None)
-            if packet is not None:
-                yield from self._stamped(_decoded_packets([packet], self.stream, _name(self.source)), None)
+            packets = _packets(self.container, [self.stream], _name(self.source))
+            for packet in packets:
+                if packet.dts is None or packet.dts >= timestamp:
+                    yield from self._stamped(_decoded_packets([packet], self.stream, _name(self.source)), None)
+                    break
 
     def _skip(self) -> None:
         """Leave pictures out from here on; the clock's zero comes from a full decode.
@@ -590,9 +607,12 @@ class _Film:
 
     def _choose(self, packet: av.Packet) -> None:
         """Before a packet is decoded: whether its picture may be left out unless others refer to it."""
-        if self.decode is Decode.ALL and not self.avi:
-            early = packet.pts is not None and packet.pts - self.first < self._needed
-            self.stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+        self._before(packet)
+        if self._whole and not self.avi and packet.pts is not None:
+            ticks = packet.pts - self.first
+            inside = bisect.bisect_right(self._whole, ticks, key=lambda stretch: stretch[0]) - 1
+            wanted = inside >= 0 and ticks < self._whole[inside][1]
+            self.stream.codec_context.skip_frame = "DEFAULT" if wanted else "NONREF"
 
     def _stamped(self, decoded: Iterable[av.VideoFrame], ticks: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames with their time. One without a stamp follows the one before; the first is at `ticks`, or left out."""
@@ -645,10 +665,10 @@ def audio(
     if length is not None and length > limit:
         raise too_long
     track = _Track()
+    zero = _zero(source)
     with _opened(source) as container, _speaking(_name(source), "its sound cannot be converted"):
         stream = _audio_stream(container)
         if stream is not None:
-            zero = _zero(source)
             _use_only(container, stream)
             for place, samples in _pieces(container, stream, _name(source), zero + start, rate):
                 if length is not None and place >= length:
@@ -698,7 +718,7 @@ def _pieces(
         if run is None or not run.continues(frame, time):
             if run is not None:
                 yield from run.finish()
-            run = _Run(frame, time or 0.0, rate)
+            run = _Run(frame, float(-start) if time is None else time, rate)
         yield from run.add(frame)
     if run is not None:
         yield from run.finish()

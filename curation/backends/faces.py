@@ -44,9 +44,7 @@ class CenterFace:
     gives boxes of even precision. threshold: least score. threads: of the computation.
     """
 
-    def __init__(
-        self, model: Path, sides: Sequence[int] = (640,), threshold: float = 0.35, threads: int = 1
-    ) -> None:
+    def __init__(self, model: Path, sides: Sequence[int] = (640,), threshold: float = 0.35, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,0 +1,47 @@
+"""What a job will cost, before it is started: from the headers of a sample of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from curation.inputs import Source, local_copy
+from model import media
+
+_SAMPLE = 100
+# CPU seconds per second of footage, scan and listen together; measured by tests/bench, see docs/benchmarks.md.
+_CORES_PER_SECOND = 0.12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """hours: of footage; basis: where the numbers come from; broken: (path, reason) of sampled files."""
+
+    hours: float
+    core_hours: float
+    basis: str
+    broken: tuple[tuple[str, str], ...]
+
+
+def sampled(sources: Iterable[Source]) -> Cost:
+    """The cost of looking at the sources; the durations of local ones are read from up to 100 headers."""
+    broken: list[tuple[str, str]] = []
+    stride, kept = 1, []
+    total = 0
+    for index, source in enumerate(sources):
+        total += max(source.bytes, 0)
+        if index % stride == 0:
+            kept.append(source)
+            if len(kept) > _SAMPLE:
+                kept, stride = kept[::2], stride * 2
+    seconds = sampled_bytes = 0.0
+    for source in kept:
+        try:
+            with local_copy(source.path) as path:
+                seconds += float(media.probe(path).duration)
+                sampled_bytes += source.bytes
+        except (media.MediaError, OSError) as error:
+            broken.append((source.path, source.problem or str(error)))
+    hours = seconds * (total / sampled_bytes) / 3600 if sampled_bytes else 0.0
+    basis = f"durations of {len(kept) - len(broken)} files, {_CORES_PER_SECOND:g} core-seconds per second"
+    return Cost(hours, hours * _CORES_PER_SECOND, basis, tuple(broken))

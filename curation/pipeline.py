@@ -1,0 +1,237 @@
+"""The Ray Data graph of the job: sources in, one record a source out; what was found goes to the manifests.
+
+What travels between the stages is a record of some hundred bytes a source, never a frame. Each worker is a Ray actor
+that keeps its stage in a process of its own (curation/isolation.py), reads what earlier stages wrote from the
+manifests and writes there itself. A record that Ray sends a second time, because a worker was lost, finds its work
+done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.config import RayConfig
+from curation.inputs import Source
+from curation.isolation import Cell, Fault
+from curation.steps import Step
+from manifests.schema import Failure, Video, short_hash
+from manifests.store import ManifestStore, locate
+
+ROOT = Path(__file__).resolve().parents[1]
+_BLOCKS = 256
+
+
+@dataclass(frozen=True)
+class Record:
+    """What travels: a source (as JSON), and what came of it so far. state: '' (going on), done, failed."""
+
+    source: str
+    state: str = ""
+    core_seconds: str = ""
+
+    def spent(self, step: str, seconds: float) -> str:
+        """`core_seconds` with one more step's."""
+        return f"{self.core_seconds} {step}={seconds:.6g}".strip()
+
+    def costs(self) -> list[tuple[str, float]]:
+        """CPU seconds by step."""
+        return [(name, float(seconds)) for name, seconds in (part.split("=") for part in self.core_seconds.split())]
+
+
+def flow(todo: Worklist, steps: Sequence[Step], output: str) -> Iterator[Record]:
+    """Run the steps over a worklist; yields each source's record as it comes out of the last step."""
+    import ray.data
+
+    data: Any = ray.data.from_items(list(range(todo.blocks)), override_num_blocks=todo.blocks)
+    for step in steps:
+        wanted = step.resources
+        data = data.map_batches(
+            Worker,
+            fn_constructor_args=(step, output, todo if step is steps[0] else None, step is steps[-1]),
+            batch_size=None if step is steps[0] else wanted.batch,
+            batch_format="pyarrow",
+            num_cpus=wanted.cpus,
+            num_gpus=wanted.gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=wanted.workers, max_tasks_in_flight_per_actor=2),
+        )
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from (Record(**row) for row in batch.to_pylist())
+
+
+class Worker:
+    """One actor of a step. The first step's is handed numbers of the worklist's blocks, the others records."""
+
+    def __init__(self, step: Step, output: str, todo: Worklist | None, last: bool):
+        self.step, self.todo, self.last = step, todo, last
+        self.store = ManifestStore(output)
+        self.cell = Cell(step.builder(), step.limits)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        blocks = [batch] if self.todo is None else [self.todo.read(index) for index in batch["item"].to_pylist()]
+        for block in blocks:
+            for row in block.to_pylist():
+                yield pa.Table.from_pylist([dataclasses.asdict(self.advance(Record(**row)))], _RECORD)
+
+    def advance(self, record: Record) -> Record:
+        """The record after this step."""
+        if record.state:
+            return record
+        source = Source.from_json(record.source)
+        video = next(iter(self.store.read(Video, source.source_id)), None)
+        state = "done" if self.last else ""
+        if self.step.is_done(source, video):
+            return dataclasses.replace(record, state=state)
+        if source.problem:
+            self._fail(source, video, Fault("BadName", source.problem, 0, ""))
+            return dataclasses.replace(record, state="failed")
+        outcome = self.cell(*self.step.arguments(self.store, source, video))
+        spent = record.spent(self.step.name, outcome.core_seconds)
+        if outcome.fault is not None:
+            self._fail(source, video, outcome.fault)
+            return Record(record.source, "failed", spent)
+        saved = self.step.save(self.store, source, video, outcome.value)
+        self.store.forget(Failure, failure_id(self.step.name, source))
+        return Record(record.source, "done" if saved.status == "duplicate" else state, spent)
+
+    def _fail(self, source: Source, video: Video | None, fault: Fault) -> None:
+        """Record the failure; what an earlier run found in the file as it was then goes."""
+        if video is not None:
+            self.step.drop(self.store, video)
+        row = Failure(
+            failure_id=failure_id(self.step.name, source),
+            stage=self.step.name,
+            key=source.source_id,
+            path=source.path,
+            bytes=source.bytes,
+            modified=source.modified,
+            **dataclasses.asdict(fault),
+        )
+        self.store.write(Failure, row.failure_id, [row])
+
+
+def failure_id(stage: str, source: Source) -> str:
+    return short_hash(stage, source.path)
+
+
+# The worklist: what is to be done, on disk, so that the driver never holds a million sources ---------------------
+
+_RECORD = pa.schema([("source", pa.string()), ("state", pa.string()), ("core_seconds", pa.string())])
+
+
+@dataclass(frozen=True)
+class Worklist:
+    """A Parquet file of records whose row groups are the blocks that travel through the job."""
+
+    place: str
+    blocks: int
+
+    def read(self, index: int) -> pa.Table:
+        """The records of one block."""
+        filesystem, path = locate(self.place)
+        with filesystem.open_input_file(path) as source:
+            return pq.ParquetFile(source).read_row_group(index)
+
+
+@contextlib.contextmanager
+def worklist(output: str, sources: Iterable[Source], expected: int, limits: RayConfig) -> Iterator[Worklist]:
+    """The sources as a worklist below the output, deleted afterwards.
+
+    expected: about how many there are. Where they are few each is a block, so that all workers have some at once.
+    """
+    place = f"{output.rstrip('/')}/work/{uuid.uuid4().hex}.parquet"
+    filesystem, path = locate(place)
+    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    most = max(1, min(limits.block_files, expected // _BLOCKS))
+    blocks = 0
+    with filesystem.open_output_stream(path) as sink, pq.ParquetWriter(sink, _RECORD) as writer:
+        for block in _blocks(sources, most, limits.block_mb * 1e6):
+            blocks += 1
+            rows = [dataclasses.asdict(Record(source.to_json())) for source in block]
+            writer.write_table(pa.Table.from_pylist(rows, _RECORD), row_group_size=len(rows))
+    try:
+        yield Worklist(place, blocks)
+    finally:
+        filesystem.delete_file(path)
+
+
+def _blocks(sources: Iterable[Source], most: int, most_bytes: float) -> Iterator[list[Source]]:
+    block: list[Source] = []
+    size = 0
+    for source in sources:
+        if block and (len(block) >= most or size + source.bytes > most_bytes):
+            yield block
+            block, size = [], 0
+        block.append(source)
+        size += max(source.bytes, 0)
+    if block:
+        yield block
+
+
+# Ray -----------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cluster(config: RayConfig) -> Iterator[None]:
+    """A connection to the cluster that the config names, or to a Ray of this job's own."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    own = address == "local"
+    if own:
+        # Ray listens on the machine's address: nobody without this run's token may talk to it.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray  # reads its environment on import
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _hushed():
+        ray.init(
+            address=address,
+            num_cpus=config.cpus if own else None,
+            include_dashboard=False if own else None,
+            # What travels is small: the object store need not take a third of the memory, as it would by default.
+            object_store_memory=256 * 1024 * 1024 if own else None,
+            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what Ray's native code writes to stderr off the screen, unless there is an error."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _python_path() -> str:
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,0 +1,49 @@
+"""How far the job is: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts files done and failed."""
+
+    def __init__(self, files: int):
+        self.files, self.done, self.failed = files, 0, 0
+        self.started = self.shown = time.monotonic()
+        self.bar = tqdm(total=files, unit="file", smoothing=0.05) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self.bar is not None:
+            self.bar.close()
+        elif kind is None:
+            self._line()
+
+    def add(self, failed: bool) -> None:
+        """One more file."""
+        self.done += 1
+        self.failed += failed
+        if self.bar is not None:
+            self.bar.set_postfix(failed=self.failed, refresh=False)
+            self.bar.update()
+        elif time.monotonic() - self.shown >= _LINE_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        self.shown = time.monotonic()
+        spent = self.shown - self.started
+        left = spent / self.done * (self.files - self.done) if self.done else 0.0
+        print(
+            f"{self.done}/{self.files} files, {self.failed} failed, {spent:.0f} s, about {left:.0f} s to go",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,278 @@
+"""The whole job on real footage, on a real cluster, killed, resumed, run twice, and fed with what is no video."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from manifests.schema import Clip, Failure, Loss, Run, Video
+from manifests.store import ManifestStore
+from tests.curation import jobs
+from tests.curation.mutations import mutate
+
+ODD_NAMES = ["with space.mp4", "quote'\".mp4", "new\nline.mp4", "Ünïcödé 映画.mp4", "-dash.mp4", "%d[0-9]*?.mp4"]
+
+
+def names(rows) -> list[str]:
+    return sorted({Path(row.path).name for row in rows})
+
+
+def everything(output: Path, table: type) -> list:
+    return ManifestStore(str(output)).arrow(table).to_pylist()
+
+
+def test_every_input_is_accounted_for(films, undisturbed):
+    output, said = undisturbed
+    done = {Path(row["path"]).name for row in everything(output, Video) if row["status"] == "done"}
+    failed = {Path(row["path"]).name for row in everything(output, Failure)}
+    assert done | failed == {path.name for path in films.iterdir()} - {"sources.csv"}
+    assert failed == {"broken.mp4"}
+    assert re.search(r"broken\.mp4: scan: .+", said)
+
+
+def test_clips_come_from_the_talking_footage_and_none_from_the_street(undisturbed):
+    output, _ = undisturbed
+    found = {Path(row["path"]).name for row in everything(output, Clip)}
+    assert "jwpIntro.mp4" in found
+    assert not found & {"bikes.mp4", "carphone_pristine.mp4", "shot_change.mp4"}
+
+
+def test_clips_and_losses_cover_every_video_once(undisturbed):
+    output, _ = undisturbed
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for row in everything(output, Clip) + everything(output, Loss):
+        spans.setdefault(row["video_id"], []).append((row["start"], row["end"]))
+    videos = everything(output, Video)
+    assert {row["video_id"] for row in videos} == set(spans)
+    for row in videos:
+        parts = sorted(spans[row["video_id"]])
+        assert parts[0][0] == 0 and parts[-1][1] == pytest.approx(row["duration"], abs=1e-3)
+        assert all(left[1] == right[0] for left, right in zip(parts, parts[1:], strict=False))
+
+
+def test_labels_and_licences_reach_the_clips(undisturbed):
+    output, _ = undisturbed
+    (licence,) = {row["licence"] for row in everything(output, Clip) if row["path"].endswith("jwpIntro.mp4")}
+    assert "GPL" in licence
+
+
+def test_a_second_run_does_nothing_and_says_so(films, undisturbed, cluster):
+    output, _ = undisturbed
+    before = jobs.rows(output)
+    started = time.monotonic()
+    said = jobs.run([f"input={films}/sources.csv", f"output={output}"], cluster.environment)
+    assert "0 files to do, 6 done before" in said and "nothing was left to do" in said
+    assert "retry=true" in said
+    assert jobs.rows(output) == before
+    runs = sorted(everything(output, Run), key=lambda row: row["started"])
+    assert (runs[-1]["files"], runs[-1]["skipped"]) == (0, 6)
+    assert time.monotonic() - started < 60
+
+
+def test_only_what_the_new_settings_touch_is_done_again(films, undisturbed, cluster, tmp_path):
+    output = jobs.copy_of(undisturbed[0], tmp_path / "output")
+    jobs.run([f"input={films}/sources.csv", f"output={output}", "propose.min_seconds=1.0"], cluster.environment)
+    run = max(everything(output, Run), key=lambda row: row["started"])
+    assert '"scan": 0.0' in run["core_seconds"] and '"listen": 0.0' in run["core_seconds"]
+    assert jobs.rows(output)["shots"] == jobs.rows(undisturbed[0])["shots"]
+    assert jobs.rows(output)["clips"] != jobs.rows(undisturbed[0])["clips"]
+
+
+def test_a_copy_is_told_from_its_original(films, cluster, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(films / "shot_change.mp4", tmp_path / name)
+    output = tmp_path / "output"
+    said = jobs.run([f"input={tmp_path}", f"output={output}"], cluster.environment)
+    assert sorted((Path(row["path"]).name, row["status"]) for row in everything(output, Video)) == [
+        ("a.mp4", "done"),
+        ("b.mp4", "duplicate"),
+    ]
+    assert "same content as another input" in said
+
+
+def test_a_file_that_was_replaced_is_done_again(films, cluster, tmp_path):
+    film, output = tmp_path / "film.mp4", tmp_path / "output"
+    shutil.copy(films / "shot_change.mp4", film)
+    jobs.run([f"input={film}", f"output={output}"], cluster.environment)
+    (first,) = everything(output, Video)
+    shutil.copy(films / "obama_speech.mp4", film)
+    jobs.run([f"input={film}", f"output={output}"], cluster.environment)
+    (second,) = everything(output, Video)
+    assert first["video_id"] != second["video_id"]
+    assert {row["video_id"] for row in everything(output, Loss)} == {second["video_id"]}
+
+
+def test_what_failed_is_retried_on_request_alone(films, cluster, tmp_path):
+    film, output = tmp_path / "film.mp4", tmp_path / "output"
+    film.write_bytes((films / "broken.mp4").read_bytes())
+    os.utime(film, (1e9, 1e9))
+    said = jobs.run([f"input={film}", f"output={output}"], cluster.environment)
+    assert "film.mp4: scan: " in said
+    said = jobs.run([f"input={film}", f"output={output}"], cluster.environment)
+    assert "1 files failed before" in said and "0 files to do" in said
+    said = jobs.run([f"input={film}", f"output={output}", "retry=true"], cluster.environment)
+    assert "1 files to do" in said and len(everything(output, Failure)) == 1
+
+
+def test_odd_names_and_odd_things_under_a_videos_name(films, cluster, tmp_path):
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.mkdir()
+    for index, name in enumerate(ODD_NAMES):
+        data = (films / "shot_change.mp4").read_bytes()
+        (source / name).write_bytes(data + b"\0" * index)  # not copies of each other
+    (source / "folder.mp4").mkdir()
+    (source / "empty.mp4").touch()
+    (source / "text.mp4").write_text("this is no video")
+    (source / "gone.mp4").symlink_to(source / "nowhere")
+    os.mkfifo(source / "pipe.mp4")
+    Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.mp4")).write_bytes(b"x")
+    jobs.run([f"input={source}", f"output={output}"], cluster.environment)
+    assert sorted(Path(row["path"]).name for row in everything(output, Video)) == sorted(ODD_NAMES)
+    reasons = {Path(row["path"]).name: row["message"] for row in everything(output, Failure)}
+    assert set(reasons) == {"folder.mp4", "empty.mp4", "text.mp4", "gone.mp4", "pipe.mp4", "caf\\xe9.mp4"}
+    for name, word in {"folder": "folder", "empty": "empty", "pipe": "not a file", "caf\\xe9": "UTF-8"}.items():
+        assert word in reasons[f"{name}.mp4"].replace("directory", "folder"), reasons
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(films, tmp_path):
+    output = tmp_path / "output"
+    said = jobs.run([f"input={films}/sources.csv", f"output={output}", "dry_run=true"])
+    assert "would work on 7 files" in said and "core-hours" in said and "broken.mp4" in said
+    assert not output.exists()
+
+
+def test_footage_and_manifests_in_a_bucket(films, bucket, cluster, undisturbed, tmp_path):
+    filesystem, place = fs.FileSystem.from_uri(f"{bucket}/raw")
+    fs.copy_files(str(films / "jwpIntro.mp4"), f"{place}/jwpIntro.mp4", destination_filesystem=filesystem)
+    # A Ray of its own: the cluster's workers have no key to the bucket.
+    jobs.run([f"input={bucket}/raw", f"output={bucket}/data"], jobs.own_ray())
+    clips = ManifestStore(f"{bucket}/data").arrow(Clip).to_pylist()
+    local = [row for row in everything(undisturbed[0], Clip) if row["path"].endswith("jwpIntro.mp4")]
+    assert clips and [row["clip_id"] for row in clips] == [row["clip_id"] for row in local]
+
+
+# Kills -------------------------------------------------------------------------------------------------------------
+
+
+def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
+    """A run with a kill -9 at a seeded moment, then the same command again until it ends by itself."""
+    dice = random.Random(seed)
+    arguments = [f"input={films}/sources.csv", f"output={output}"]
+    job = jobs.start(arguments, jobs.own_ray())
+    drain = threading.Thread(target=job.communicate, daemon=True)
+    drain.start()
+    try:
+        if who == "driver":
+            moment = dice.uniform(2, 40)
+            jobs.wait_for(
+                lambda: job.poll() is not None or psutil.Process(job.pid).create_time() < time.time() - moment, 90
+            )
+            family = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
+            os.kill(job.pid, signal.SIGKILL)
+            psutil.wait_procs(family, 30)
+        else:
+            find = jobs.stage_processes if who == "stage" else jobs.ray_workers
+            jobs.wait_for(lambda: find(job.pid) or job.poll() is not None, 90)
+            time.sleep(dice.uniform(0, 8))
+            victims = find(job.pid) if job.poll() is None else []
+            if victims:
+                dice.choice(victims).kill()
+            drain.join(300)
+            assert job.returncode == 0
+    finally:
+        jobs.kill_tree(job.pid)
+        drain.join(30)
+    jobs.run(arguments, jobs.own_ray())
+
+
+@pytest.mark.parametrize(("who", "seed"), [("driver", 1), ("worker", 2), ("stage", 3)])
+def test_a_kill_changes_nothing(films, undisturbed, tmp_path, who, seed):
+    interrupted(films, tmp_path / "output", seed, who)
+    assert jobs.rows(tmp_path / "output") == jobs.rows(undisturbed[0])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("who", ["driver", "worker", "stage"])
+def test_no_kill_changes_anything(films, undisturbed, tmp_path, who, seed):
+    interrupted(films, tmp_path / "output", 100 + seed, who)
+    assert jobs.rows(tmp_path / "output") == jobs.rows(undisturbed[0])
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(films, undisturbed, cluster, tmp_path):
+    arguments = [f"input={films}/sources.csv", f"output={tmp_path}/output", "compact_above=0"]
+    both = [jobs.start(arguments, environment) for environment in (jobs.own_ray(), jobs.own_ray())]
+    for job in both:
+        said, _ = job.communicate(timeout=400)
+        assert job.returncode == 0, said
+    assert jobs.rows(tmp_path / "output") == jobs.rows(undisturbed[0])
+
+
+# As a job on a cluster ---------------------------------------------------------------------------------------------
+
+
+def test_ray_job_submit(films, undisturbed, cluster, tmp_path):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("curation", "manifests", "model"):
+        shutil.copytree(jobs.ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    output = tmp_path / "output"
+    command = [
+        *[sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard],
+        *["--working-dir", str(checkout), "--", "python", "curation/run.py"],
+        *[f"input={films}/sources.csv", f"output={output}"],
+    ]
+    said = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "succeeded" in said.stdout
+    assert jobs.rows(output) == jobs.rows(undisturbed[0])
+
+
+# Broken files ------------------------------------------------------------------------------------------------------
+
+
+def accounted_for(paths: list[Path], output: Path, environment: dict[str, str]) -> None:
+    """Run the job on the paths: each has a row in `videos` or `failures`, with a reason a person understands."""
+    listed = output.parent / "paths.parquet"
+    pq.write_table(pa.table({"path": [str(path) for path in paths]}), listed)
+    jobs.run([f"input={listed}", f"output={output}"], environment, limit=3000)
+    videos = {row["path"]: row["status"] for row in everything(output, Video)}
+    failures = {row["path"]: row for row in everything(output, Failure)}
+    assert set(videos) | set(failures) == set(map(str, paths))
+    for path, status in videos.items():
+        assert status in ("done", "duplicate") or path in failures, (path, status)
+    for path, row in failures.items():
+        assert len(row["message"]) > 10 and row["error"] in ("MediaError", "TimeLimit", "MemoryLimit"), (path, row)
+
+
+@pytest.mark.timeout(900)
+def test_broken_files_are_all_accounted_for(films, cluster, tmp_path):
+    originals = sorted(path for path in films.iterdir() if path.suffix == ".mp4")
+    paths = [mutate(originals, tmp_path, seed) for seed in range(30)]
+    accounted_for(paths, tmp_path / "output", cluster.environment)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_all_footage_and_two_hundred_mutations_are_accounted_for(footage, cluster, tmp_path):
+    originals = sorted(path for path in footage.rglob("*") if path.is_file())
+    media = [path for path in originals if path.suffix in (".mp4", ".avi", ".mov", ".wav")]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    paths = [mutate(media, broken, 1000 + seed) for seed in range(200)]
+    accounted_for([*originals, *paths], tmp_path / "output", cluster.environment)
