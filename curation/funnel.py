@@ -85,8 +85,17 @@ def funnel(store: ManifestStore) -> Funnel:
         lost=dict(lost),
         clips=clips.num_rows,
         clip_seconds=_total(clips["duration"]),
-        failures=tuple(sorted(named, key=lambda row: row[1])),
+        failures=tuple(sorted(((stage, path, _without(path, message)) for stage, path, message in named), key=_path)),
     )
+
+
+def _path(failure: tuple[str, str, str]) -> str:
+    return failure[1]
+
+
+def _without(path: str, message: str) -> str:
+    """The message without the path, which is shown before it."""
+    return message.removeprefix(f"{path}: ")
 
 
 def _total(numbers: pa.ChunkedArray) -> float:

@@ -17,6 +17,7 @@ class Progress:
     def __init__(self, files: int):
         self.files, self.done, self.failed = files, 0, 0
         self.started = self.shown = time.monotonic()
+        self.first = 0.0
         self.bar = tqdm(total=files, unit="file", smoothing=0.05) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
@@ -31,6 +32,7 @@ class Progress:
     def add(self, failed: bool) -> None:
         """One more file."""
         self.done += 1
+        self.first = self.first or time.monotonic()
         self.failed += failed
         if self.bar is not None:
             self.bar.set_postfix(failed=self.failed, refresh=False)
@@ -40,10 +42,8 @@ class Progress:
 
     def _line(self) -> None:
         self.shown = time.monotonic()
-        spent = self.shown - self.started
-        left = spent / self.done * (self.files - self.done) if self.done else 0.0
-        print(
-            f"{self.done}/{self.files} files, {self.failed} failed, {spent:.0f} s, about {left:.0f} s to go",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{self.done}/{self.files} files, {self.failed} failed, {self.shown - self.started:.0f} s"
+        if 1 < self.done < self.files:  # until then the time went into starting workers
+            each = (self.shown - self.first) / (self.done - 1)
+            line += f", about {each * (self.files - self.done):.0f} s to go"
+        print(line, file=sys.stderr, flush=True)

@@ -63,6 +63,7 @@ def curate(config: CurationConfig) -> int:
     if backlog.files:
         for name in {name: None for step in work for name in step.models}:
             weights.path(name)
+        print("starting Ray and the workers", file=sys.stderr, flush=True)
         from curation import pipeline  # brings Ray: not before there is work for it
 
         with (

@@ -857,14 +857,14 @@ def _opened(source: Source) -> Iterator[av.container.InputContainer]:
 def _open(source: Source) -> av.container.InputContainer:
     name = _name(source)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
-    target: str | _Borrowed
+    target: str | BinaryIO
     if isinstance(source, str | Path):
         _check_file(Path(source))
         # An explicit protocol makes the rest a file name, whatever it holds.
         target, options["protocol_whitelist"] = f"file:{Path(source).absolute()}", "file"
     else:
         source.seek(0)
-        target = _Borrowed(source)
+        target = source
     try:
         return av.open(target, "r", options=options, metadata_errors="replace")
     except av.ArgumentError as error:
@@ -881,13 +881,6 @@ def _speaking(name: str, what: str) -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise MediaError(f"{name}: {what}: {error.strerror}") from error
-
-
-class _Borrowed:
-    """A caller's file object, which PyAV must not close."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
 def _check_file(path: Path) -> None:

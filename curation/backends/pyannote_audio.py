@@ -48,7 +48,7 @@ class PyannoteDiarizer:
         A gated hub id needs an access token in HF_TOKEN (or a saved login). device: None takes CUDA where there
         is one. Raises PipelineError.
         """
-        if importlib.util.find_spec("pyannote.audio") is None:
+        if not installed():
             raise PipelineError(
                 f"cannot load the pipeline {source}: pyannote.audio is not installed: pip install 'talkreel[paper]'"
             )
@@ -80,6 +80,14 @@ class PyannoteDiarizer:
         # hold no overlap at all, so both turns and solos come from the full one.
         talking = activity(output.speaker_diarization, length)
         return diarization(talking, overlap(windows[-1], length), len(waveform) / RATE)
+
+
+def installed() -> bool:
+    """Whether pyannote.audio can be imported."""
+    try:
+        return importlib.util.find_spec("pyannote.audio") is not None
+    except ModuleNotFoundError:  # not even the namespace `pyannote`
+        return False
 
 
 def activity(annotation: Any, length: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     log = (folder / "cluster.log").open("w")
     process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: listens(port) and listens(dashboard), 90)
+        wait_for(lambda: listens(port) and listens(dashboard) and raylets(process.pid), 90)
         yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
     finally:
         kill_tree(process.pid)
@@ -117,6 +118,42 @@ def ray_workers(job: int) -> list[psutil.Process]:
             if "MapWorker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def raylets(cluster: int) -> list[int]:
+    """The ids of the raylets below a process."""
+    return [process.pid for process in psutil.Process(cluster).children(recursive=True) if process.name() == "raylet"]
+
+
+class StoreWatch(threading.Thread):
+    """The most memory that Ray's object store has really used, in bytes, while the watch runs."""
+
+    def __init__(self, cluster: Cluster):
+        super().__init__(daemon=True)
+        (self.raylet,) = raylets(cluster.process.pid)
+        self.peak, self.over = 0, threading.Event()
+
+    def __enter__(self) -> StoreWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            self.peak = max(self.peak, self.used())
+
+    def used(self) -> int:
+        """Resident bytes of the store's shared memory."""
+        used, inside = 0, False
+        for line in Path(f"/proc/{self.raylet}/smaps").read_text().splitlines():
+            if line.split(" ", 1)[0].count("-") == 1:
+                inside = "/plasma" in line
+            elif inside and line.startswith("Rss:"):
+                used += int(line.split()[1]) * 1024
+        return used
 
 
 def kill_tree(pid: int) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -241,6 +242,43 @@ def test_ray_job_submit(films, undisturbed, cluster, tmp_path):
     assert said.returncode == 0, said.stdout + said.stderr
     assert "succeeded" in said.stdout
     assert jobs.rows(output) == jobs.rows(undisturbed[0])
+
+
+# What travels ------------------------------------------------------------------------------------------------------
+
+
+def test_no_frame_crosses_the_object_store(films, cluster, tmp_path):
+    with jobs.StoreWatch(cluster) as watch:
+        jobs.run([f"input={films}/jwpIntro.mp4", f"output={tmp_path}/output"], cluster.environment)
+    assert 0 < watch.peak < 640 * 480 * 3 * 4, "less than four of the film's 173 frames"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_no_frame_of_ten_minutes_at_1080p_crosses_the_object_store(footage, cluster, tmp_path):
+    film = looped(footage / "negative" / "v2d_slides_narration_no_face.mp4", tmp_path / "long.mp4", 600)
+    with jobs.StoreWatch(cluster) as watch:
+        jobs.run([f"input={film}", f"output={tmp_path}/output", "scan.mode=full"], cluster.environment, limit=1500)
+    (video,) = everything(tmp_path / "output", Video)
+    assert video["duration"] >= 600 and (video["width"], video["height"]) == (1920, 1080)
+    print(f"object store: at most {watch.peak / 1e6:.2f} MB")
+    assert watch.peak < 1920 * 1080 * 3
+
+
+def looped(film: Path, target: Path, seconds: float) -> Path:
+    """The film's packets again and again until it is that long."""
+    with av.open(str(film)) as source, av.open(str(target), "w") as sink:
+        streams = {stream.index: sink.add_stream_from_template(stream) for stream in source.streams}
+        length = source.duration / av.time_base
+        for turn in range(int(seconds // length) + 1):
+            source.seek(0)
+            for packet in source.demux():
+                if packet.dts is not None:
+                    offset = round(turn * length / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                    packet.stream = streams[packet.stream_index]
+                    sink.mux(packet)
+    return target
 
 
 # Broken files ------------------------------------------------------------------------------------------------------
