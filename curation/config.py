@@ -36,6 +36,9 @@ class ProposeConfig:
 
     min_seconds: float = option(49 / 25, "shortest clip, s (49 frames at 25 fps)")
     max_seconds: float = option(20.0, "longest clip, s; longer stretches are cut into equal parts")
+    static_share: float = option(
+        0.85, "a shot that stands still for more of its time than this is a picture of somebody"
+    )
     face_gap_seconds: float = option(1.5, "longest stretch without a face that a clip may hold between two faces, s")
 
 
@@ -45,7 +48,7 @@ class StageResources:
 
     cpus: float = option(1.0, "CPU cores a worker reserves; its libraries use this many threads (at least 1)")
     gpus: float = option(0.0, "GPUs a worker reserves; a fraction shares one")
-    batch: int = option(8, "most rows handed to a worker at once")
+    batch: int = option(1, "rows gathered before a worker is called; above 1 the first results come later")
     workers: int | None = option(None, "most workers; null: as many as the cluster has room for")
     seconds: float = option(3600.0, "longest time for one row; then its process is ended and the row is a failure")
     memory_gb: float = option(4.0, "most memory for one row; then its process is ended and the row is a failure")
@@ -56,7 +59,7 @@ class StageResources:
 class Resources:
     scan: StageResources = field(default_factory=StageResources)
     listen: StageResources = field(default_factory=StageResources)
-    propose: StageResources = field(default_factory=lambda: StageResources(cpus=0.0, batch=64, workers=1))
+    propose: StageResources = field(default_factory=lambda: StageResources(cpus=0.0, workers=1))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def flow(todo: Worklist, steps: Sequence[Step], output: str) -> Iterator[Record]
         data = data.map_batches(
             Worker,
             fn_constructor_args=(step, output, todo if step is steps[0] else None, step is steps[-1]),
-            batch_size=None if step is steps[0] else wanted.batch,
+            batch_size=wanted.batch if wanted.batch > 1 else None,  # None: a block as it comes
             batch_format="pyarrow",
             num_cpus=wanted.cpus,
             num_gpus=wanted.gpus,

@@ -116,7 +116,9 @@ class Turn(Row):
     overlap: float = column("share of the turn in which others speak too")
     level: float = column("RMS level of the turn", "dBFS")
     clipped: float = column("share of samples at full scale")
-    dnsmos_sig: float | None = column("DNSMOS P.835 speech quality, 1-5; null: turn too short", source="DNSMOS")
+    dnsmos_sig: float | None = column(
+        "DNSMOS P.835 speech quality, 1-5, mean over 9 s windows; null: turn under 1 s", source="DNSMOS"
+    )
     dnsmos_bak: float | None = column("DNSMOS P.835 freedom from background noise, 1-5", source="DNSMOS")
     dnsmos_ovr: float | None = column("DNSMOS P.835 overall quality, 1-5", source="DNSMOS")
 

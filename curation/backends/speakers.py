@@ -32,8 +32,9 @@ ONE_VOICE = frames(3.0)
 """Pieces up to this long are given to one speaker as a whole."""
 PENALTY = 0.4
 """Added to the distance of two chunks that segmentation tells apart in every window it hears both."""
-STOP = 0.76
-"""Voices farther apart (1 - cosine, mean over chunks) are different people; .70-.82 hardly differ."""
+STOP = 0.73
+"""Voices farther apart (1 - cosine, mean over chunks) are different people. Above, like voices merge; below, one
+voice far from the microphone splits, which costs clips but keeps them pure. See docs/diarization.md."""
 SMALL = 1.0
 """Groups with less solo speech, seconds, are not people: their speech goes to the nearest voice."""
 MOST = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,6 +18,7 @@ from manifests.schema import Clip, Look, Loss, Shot, Solo, Turn, Video, short_ha
 
 NO_PICTURES = "outside the pictures"
 NO_FACE = "no face"
+STILL = "still picture"
 NO_SOUND = "no sound track"
 NO_SPEECH = "no speech"
 SEVERAL_VOICES = "several voices at once"
@@ -46,7 +47,7 @@ class Propose:
         if not 0 < config.min_seconds <= config.max_seconds:
             raise ValueError(f"min_seconds={config.min_seconds:g} must be above 0 and at most max_seconds")
         self.config, self.models = config, models
-        self.settings = f"{config.min_seconds!r} {config.max_seconds!r} {config.face_gap_seconds!r}"
+        self.settings = repr(config)
 
     def __call__(
         self,
@@ -60,7 +61,8 @@ class Propose:
         """lost: what earlier stages lost already; it comes back among the losses."""
         tick = Fraction(video.time_base)
         end = round(Fraction(video.duration) / tick)
-        pieces = list(_pieces(video, end, tick, shots, self._faces(shots, looks, tick), turns, solos, lost))
+        still = {shot.shot for shot in shots if shot.static_share > self.config.static_share}
+        pieces = list(_pieces(video, end, tick, shots, still, self._faces(shots, looks, tick), turns, solos, lost))
         clips, losses = [], []
         for piece in _joined(pieces):
             if not piece.reason and (piece.end - piece.start) * tick < Fraction(self.config.min_seconds):
@@ -145,6 +147,7 @@ def _pieces(
     end: int,
     tick: Fraction,
     shots: Sequence[Shot],
+    still: Container[int],
     faces: Sequence[tuple[int, int]],
     turns: Sequence[Turn],
     solos: Sequence[Solo],
@@ -172,6 +175,8 @@ def _pieces(
             yield _Piece(left, right, NO_PICTURES)
         elif in_face.at(left) < 0:
             yield _Piece(left, right, NO_FACE)
+        elif shots[shot].shot in still:
+            yield _Piece(left, right, STILL)
         elif video.audio_codec is None:
             yield _Piece(left, right, NO_SOUND)
         elif solo >= 0:

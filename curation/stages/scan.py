@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -30,11 +31,13 @@ UNDECODABLE = "could not be decoded"
 BLACK_LUMA, BLACK_SHARE = 32, 0.98  # as FFmpeg's blackdetect: so many of the samples are below 10 % of full scale
 STILL = 0.05  # mean difference to the picture before, grey levels; people talking stay above 0.1
 NEW, NEW_RATIO = 10.0, 5.0  # such a difference, and so many times the usual one: perhaps another shot, so look
-SIDE = 640  # long side of the pictures that sharpness is measured in, and faces looked for, pixels
-QUICK_SIDE, QUICK_LEAST = 256, 160  # the same of a quick look that nothing is known for, and of the quickest, pixels
-FACE = 30  # height of a face that is found without fail, pixels
-FULL_EVERY = 10  # looks, one of which is at CLOSE_SIDE whatever the quick ones find
+SIDE = 640  # long side of the pictures that sharpness is measured in, and faces looked for most closely, pixels
+USUAL_SIDE = 320  # of those that faces are looked for in when that finds any
+GLIMPSE_SIDES = 256, 160  # the same for a glimpse when no face is known of, and least when some are
+FACE_HEIGHT = 24  # of a face that is sure to be found, pixels
+GLIMPSES = 9  # looks that may be glimpses before one that is not
 _GAP = Fraction(1)  # seconds without a picture, where there should be some, that are called lost
+_BLIND = Fraction(12)  # seconds between keyframes from which on too much may happen unseen
 _REOPENING = 25  # frames that can be decoded in the time it takes to open a file
 _PAD = 8  # frames beyond both ends of a stretch that are shown to the shot detector only
 
@@ -163,10 +166,9 @@ class Scan:
         for piece in pieces:
             inside = cuts[bisect.bisect_right(cuts, piece.start) : bisect.bisect_left(cuts, piece.end)]
             for first, last in itertools.pairwise([piece.start, *inside, piece.end]):
-                seen = [seen for seen in piece.seen if first <= seen.frame < last]
-                here = [look for look in piece.looks if first <= look.frame < last]
+                here = _within(piece.looks, first, last)
                 looks += [film.look(len(shots), look) for look in here]
-                shots.append(_shot(film, seen, here, first, last))
+                shots.append(_shot(film, _within(piece.seen, first, last), here, first, last))
         whole = [(piece.start, piece.end) for piece in pieces]
         return shots, looks, film.rest(whole, stretches, UNDECODABLE)
 
@@ -210,18 +212,15 @@ class Scan:
         seen: np.ndarray | None = None
         due = Fraction(0)
         for frame, picture in film.pictures(0, film.count, media.Decode.KEY):
-            thumbnail = cv2.cvtColor(picture.thumbnail(cutting.WIDTH), cv2.COLOR_BGR2GRAY)
-            change = float("inf") if seen is None else _difference(seen, thumbnail)
-            if change < STILL:
-                continue  # what was seen in the last one still holds
-            if change >= NEW or picture.time >= due:
-                faces = self.find(picture.glance(self.config.sparse_side))
-                marks.append((frame, bool(faces)))
-                seen, due = thumbnail, picture.time + Fraction(self.config.sparse_seconds)
-        # Before the first keyframe nothing is known.
-        marks = [(0, not marks or marks[0][0] > 0), *marks, (film.count, False)]
-        around = zip([marks[0], *marks], marks, marks[1:], strict=False)
-        return _joined([(before, after) for (before, _), (_, face), (after, _) in around if face])
+            luma = cv2.cvtColor(picture.thumbnail(cutting.WIDTH), cv2.COLOR_BGR2GRAY)
+            change = float("inf") if seen is None else _difference(seen, luma)
+            # A picture that has not changed shows what the last one showed.
+            if change >= NEW or (change >= STILL and picture.time >= due):
+                marks.append((frame, bool(self.find(picture.glance(self.config.sparse_side)))))
+                seen, due = luma, picture.time + Fraction(self.config.sparse_seconds)
+        edges = [(0, False), *marks, (film.count, False)]
+        around = zip(edges, edges[1:], edges[2:], strict=False)
+        return _joined([(before, after) for (before, _), (_, face), (after, _) in around if face] + film.unseen())
 
 
 @dataclass(frozen=True)
@@ -249,16 +248,22 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Look:
+    """What a search for faces found in a picture."""
+
     frame: int
     faces: tuple[Face, ...]
     sharpness: float
+
+
+_Item = TypeVar("_Item", _Seen, _Look)
 
 
 class _Eyes:
     """Decides when to look for faces, and how closely.
 
     Looks fall on the clock's multiples of `every` seconds, so that they do not depend on where a stretch begins, and
-    where the picture changes at once. A quick look is enough where it finds the faces known of, unless one is small.
+    where the picture changes at once. A glimpse, at just the size at which the faces known of should be found again,
+    is enough if it finds them.
     """
 
     def __init__(self, find: CenterFace, every: Fraction):
@@ -271,7 +276,7 @@ class _Eyes:
         self._soonest = Fraction(-1)
         self._fresh = True
         self._usual = 255.0  # mean difference from picture to picture, of late
-        self._quick_looks = 0
+        self._glimpses = 0
         self._looked: tuple[np.ndarray, _Look] | None = None
 
     def see(self, frame: int, picture: media.Picture, luma: np.ndarray, change: float) -> _Look | None:
@@ -293,24 +298,21 @@ class _Eyes:
     def _look(self, frame: int, picture: media.Picture) -> _Look:
         image = picture.glance(SIDE)
         known = () if self._looked is None or self._fresh else self._looked[1].faces
-        side = self._side(known, image)
+        sides: tuple[int, ...] = (USUAL_SIDE, SIDE)
+        if self._fresh or self._glimpses >= GLIMPSES:
+            self._glimpses = 0
+        elif known:
+            self._glimpses += 1
+            sides = (_side_for(known, image), USUAL_SIDE, SIDE)
+        else:
+            self._glimpses += 2  # a face may come up any time
+            sides = GLIMPSE_SIDES[:1]
         faces: list[Face] = []
-        closely = self._fresh or side >= SIDE or self._quick_looks + 1 >= FULL_EVERY
-        if not closely:
+        for side in sorted(set(sides)):
             faces = self.find(_shrunk(image, side))
-            closely = len(faces) < len(known)
-        if closely:
-            faces = self.find(image)
-        self._quick_looks = 0 if closely else self._quick_looks + 1
+            if len(faces) >= max(1, len(known)) or (faces and side >= USUAL_SIDE):
+                break
         return _Look(frame, tuple(faces), _sharpness(image))
-
-    def _side(self, known: Sequence[Face], image_HWC: np.ndarray) -> int:
-        """The long side at which the known faces will be found again, pixels."""
-        if not known:
-            return QUICK_SIDE
-        longest = max(image_HWC.shape[:2])
-        least = min((face.bottom - face.top) * image_HWC.shape[0] / longest for face in known)
-        return max(QUICK_LEAST, round(FACE / max(least, FACE / SIDE)))
 
 
 class _Film:
@@ -362,6 +364,14 @@ class _Film:
         for number, pictures in itertools.groupby(shown, lambda item: bisect.bisect_right(firsts, item[0]) - 1):
             # What others refer to between two runs comes along.
             yield (item for item in pictures if item[0] <= runs[number][1])
+
+    def unseen(self) -> list[tuple[int, int]]:
+        """Stretches of frames about which keyframes tell nothing: all, of a video with one; else far from any."""
+        keys = np.flatnonzero(self.timeline.key_N).tolist()
+        if len(keys) < 2:
+            return [(0, self.count)]
+        far = [(a, b) for a, b in itertools.pairwise([*keys, self.count]) if self.time(b) - self.time(a) > _BLIND]
+        return [(0, keys[0]), *far] if keys[0] else far
 
     def asked(self, spans: Sequence[media.Span]) -> list[tuple[int, int]]:
         """Spans as stretches of frames; the whole video when there are none."""
@@ -421,6 +431,12 @@ def _shot(film: _Film, seen: Sequence[_Seen], looks: Sequence[_Look], start: int
     )
 
 
+def _within(items: list[_Item], first: int, last: int) -> list[_Item]:
+    """Those of frames first..last - 1."""
+    start, end = (bisect.bisect_left(items, frame, key=lambda item: item.frame) for frame in (first, last))
+    return items[start:end]
+
+
 def _mean(values: Sequence[float], weights_N: np.ndarray) -> float:
     return float(np.average(np.asarray(values, float), weights=weights_N)) if len(values) else 0.0
 
@@ -428,6 +444,13 @@ def _mean(values: Sequence[float], weights_N: np.ndarray) -> float:
 def _difference(one_HW: np.ndarray, other_HW: np.ndarray) -> float:
     """Mean absolute difference of two pictures, grey levels."""
     return cv2.norm(one_HW, other_HW, cv2.NORM_L1) / one_HW.size
+
+
+def _side_for(faces: Sequence[Face], image_HWC: np.ndarray) -> int:
+    """The long side at which all these faces are sure to be found, pixels."""
+    height, longest = image_HWC.shape[0], max(image_HWC.shape[:2])
+    least = min(face.bottom - face.top for face in faces) * height / longest
+    return min(SIDE, max(GLIMPSE_SIDES[-1], round(FACE_HEIGHT / max(least, 1e-3))))
 
 
 def _shrunk(image_HWC: np.ndarray, side: int) -> np.ndarray:

@@ -27,9 +27,9 @@ from tests.bench.nothing import Nothing
 
 def main(sizes: list[int]) -> None:
     steps = [
-        Nothing("first", StageResources(batch=64)),
-        Nothing("second", StageResources(batch=64)),
-        Nothing("third", StageResources(cpus=0, batch=64, workers=1)),
+        Nothing("first", StageResources()),
+        Nothing("second", StageResources()),
+        Nothing("third", StageResources(cpus=0, workers=1)),
     ]
     process = psutil.Process()
     with pipeline.cluster(RayConfig()):

@@ -72,6 +72,15 @@ def test_a_shot_without_a_face_is_proposed_no_further():
     assert reasons(losses) == {(4, 8): "no face"}
 
 
+def test_a_picture_of_somebody_is_nobody_talking():
+    slide = dataclasses.replace(shot(1, 4, 8), static_share=0.9)
+    clips, losses = propose(
+        8, [shot(0, 0, 4), slide], looks(0, 0, 4) + looks(1, 4, 8), [turn(0, 8)], [Solo("v", 0, 8, "S0")]
+    )
+    assert spans(clips) == [(0, 4)]
+    assert reasons(losses) == {(4, 8): "still picture"}
+
+
 def test_two_voices_are_two_clips_and_overlap_is_none():
     turns = [turn(0, 5.5), turn(4.5, 10, "S1")]
     solos = [Solo("v", 0, 4.4, "S0"), Solo("v", 5.6, 10, "S1")]
