@@ -26,7 +26,7 @@ class ListenConfig:
 
     def models(self) -> list[str]:
         """Catalogue entries that listening needs."""
-        needed = ["segmentation-3.0", "cam++"] if self.diarization == "embedded" else []
+        needed = ["segmentation-3.0", "cam++", "silero-vad"] if self.diarization == "embedded" else []
         return needed + (["dnsmos"] if self.quality else [])
 
 

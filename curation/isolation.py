@@ -170,6 +170,15 @@ class Cell:
         self.close()
 
 
+def made(build: Callable[[], Any]) -> Any:
+    """What the function makes; raises SetupError, in one line, when it cannot."""
+    try:
+        return build()
+    except Exception as error:
+        traceback.print_exc()
+        raise SetupError(f"{type(error).__name__}: {error}") from error
+
+
 def serve(descriptor: int, parent: int) -> None:
     """The child's side: build the stage, then answer rows until the parent goes away."""
     faulthandler.enable()
@@ -183,13 +192,11 @@ def serve(descriptor: int, parent: int) -> None:
             before = time.process_time()
             try:
                 if stage is None:
-                    try:
-                        stage = build()
-                    except Exception as error:
-                        traceback.print_exc()
-                        pipe.send(("unbuilt", f"{type(error).__name__}: {error}", 0.0))
-                        return
+                    stage = made(build)
                 answer = ("done", stage(*row), time.process_time() - before)
+            except SetupError as error:
+                pipe.send(("unbuilt", str(error), 0.0))
+                return
             except Exception as error:
                 traceback.print_exc()
                 message = str(error) or f"no message ({type(error).__name__})"

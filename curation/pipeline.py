@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from curation.config import RayConfig
 from curation.inputs import Source
-from curation.isolation import Cell, Fault
+from curation.isolation import Cell, Fault, SetupError
 from curation.steps import Step
 from manifests.schema import Failure, Video, short_hash
-from manifests.store import ManifestStore, locate
+from manifests.store import ManifestError, ManifestStore, locate
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCKS = 256
@@ -36,11 +36,14 @@ _BLOCKS = 256
 
 @dataclass(frozen=True)
 class Record:
-    """What travels: a source (as JSON), and what came of it so far. state: '' (going on), done, failed."""
+    """What travels: a source (as JSON), and what came of it so far. state: '' (going on), done, failed,
+    or stopped: the whole job cannot go on, for the reason in `message`.
+    """
 
     source: str
     state: str = ""
     core_seconds: str = ""
+    message: str = ""
 
     def spent(self, step: str, seconds: float) -> str:
         """`core_seconds` with one more step's."""
@@ -68,7 +71,15 @@ def flow(todo: Worklist, steps: Sequence[Step], output: str) -> Iterator[Record]
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=wanted.workers, max_tasks_in_flight_per_actor=2),
         )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from (Record(**row) for row in batch.to_pylist())
+        for row in batch.to_pylist():
+            record = Record(**row)
+            if record.state == "stopped":
+                raise JobError(record.message)
+            yield record
+
+
+class JobError(Exception):
+    """The job cannot go on: what, where, what to do."""
 
 
 class Worker:
@@ -89,6 +100,12 @@ class Worker:
         """The record after this step."""
         if record.state:
             return record
+        try:
+            return self._advance(record)
+        except (SetupError, ManifestError) as error:  # no row will fare better
+            return dataclasses.replace(record, state="stopped", message=str(error))
+
+    def _advance(self, record: Record) -> Record:
         source = Source.from_json(record.source)
         video = next(iter(self.store.read(Video, source.source_id)), None)
         state = "done" if self.last else ""
@@ -128,7 +145,7 @@ def failure_id(stage: str, source: Source) -> str:
 
 # The worklist: what is to be done, on disk, so that the driver never holds a million sources ---------------------
 
-_RECORD = pa.schema([("source", pa.string()), ("state", pa.string()), ("core_seconds", pa.string())])
+_RECORD = pa.schema([(field.name, pa.string()) for field in dataclasses.fields(Record)])
 
 
 @dataclass(frozen=True)

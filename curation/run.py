@@ -26,6 +26,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
+from curation import pipeline
 from curation.backlog import Backlog
 from curation.config import CurationConfig, profile
 from curation.funnel import funnel
@@ -41,7 +42,7 @@ def main(config: CurationConfig) -> int:
     """Run the job; the exit status: 0 done (failures are rows, not errors), 1 it could not be done."""
     try:
         return curate(config)
-    except (InputError, ManifestError, weights.WeightsError) as error:
+    except (InputError, ManifestError, weights.WeightsError, pipeline.JobError) as error:
         print(f"run.py: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("run.py: stopped; the same command goes on from here", file=sys.stderr)
@@ -64,8 +65,6 @@ def curate(config: CurationConfig) -> int:
         for name in {name: None for step in work for name in step.models}:
             weights.path(name)
         print("starting Ray and the workers", file=sys.stderr, flush=True)
-        from curation import pipeline  # brings Ray: not before there is work for it
-
         with (
             pipeline.cluster(config.ray),
             pipeline.worklist(config.output, backlog, backlog.files, config.ray) as todo,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from curation.config import CurationConfig, StageResources
 from curation.inputs import Source, local_copy, sha256
-from curation.isolation import Limits
+from curation.isolation import Limits, made
 from manifests.schema import Clip, Look, Loss, Shot, Solo, Turn, Video, short_hash
 from manifests.store import ManifestStore
 from model import media, weights
@@ -244,17 +244,18 @@ def _look(video_id: str, shot: int, time: float, faces: Sequence[Face]) -> Look:
 
 
 def _listen(settings: Any, threads: int) -> Callable[[str, Source, bool], Any]:
-    stage: list[Any] = []
+    stage: Any = None
 
     def listen(video_id: str, source: Source, wanted: bool) -> Any:
+        nonlocal stage
         if not wanted:
             return None
-        if not stage:
+        if stage is None:  # not before there is something to hear: its models are large
             from curation.stages.listen import Listen
 
-            stage.append(Listen(settings, threads=threads))
+            stage = made(functools.partial(Listen, settings, threads))
         with local_copy(source.path) as path:
-            return stage[0](video_id, path, source.asked)
+            return stage(video_id, path, source.asked)
 
     return listen
 

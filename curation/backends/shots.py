@@ -115,11 +115,14 @@ class AdaptiveSearch:
         stretch = slice(first, last + 1)
         value_T, from_T, to_T = self.value_N[stretch], self.from_N[stretch], self.to_N[stretch]
         least_T = value_T / (to_T - from_T)  # what the step of each frame contributes, on average
-        around_least, around_most = np.zeros_like(value_T), np.zeros_like(value_T)
+        around_least, around_most, outside = (np.zeros_like(value_T) for _ in range(3))
         for offset in (-2, -1, 1, 2):
             beside = np.roll(np.arange(len(value_T)), -offset)
             around_least += np.where(to_T[beside] == to_T, 0, least_T[beside])
             around_most += value_T[beside]
+            outside += to_T[beside] != to_T
+        # What moves before and after does so within the step too; taken for half as fast, to be careful.
+        around_least *= 1 + (2 * self.REACH - outside) / 2 / np.maximum(outside, 1)
         ratio = self.RATIO / (2 * self.REACH)
         possible = value_T >= self.CAUTION * np.maximum(self.LEAST, ratio * around_least)
         certain = (to_T - from_T == 1) & (self.CAUTION * value_T >= np.maximum(self.LEAST, ratio * around_most))

@@ -69,5 +69,6 @@ def _diarizer(config: ListenConfig, threads: int) -> Callable[[np.ndarray], Diar
     if config.diarization == "pyannote":
         from curation.backends.pyannote_audio import PyannoteDiarizer  # an optional package
 
-        return PyannoteDiarizer(config.pyannote)
-    return EmbeddedDiarizer(weights.path("segmentation-3.0"), weights.path("cam++"), threads=threads)
+        return PyannoteDiarizer(config.pyannote, threads=threads)
+    segmentation, embedding, speech = (weights.path(name) for name in ("segmentation-3.0", "cam++", "silero-vad"))
+    return EmbeddedDiarizer(segmentation, embedding, threads, speech)

@@ -156,6 +156,23 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(films, tmp_path):
     assert not output.exists()
 
 
+def test_a_stage_that_cannot_be_set_up_stops_the_job_in_one_line(films, cluster, tmp_path):
+    arguments = [f"input={films}/jwpIntro.mp4", f"output={tmp_path}/output", "listen.diarization=pyannote"]
+    said = jobs.run([*arguments, f"listen.pyannote={tmp_path}/nowhere"], cluster.environment, status=1)
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("run.py: PipelineError: ") and "Traceback" not in said, said
+    assert not everything(tmp_path / "output", Failure)
+
+
+def test_manifests_that_cannot_be_written_stop_the_job_in_one_line(films, cluster, tmp_path):
+    (tmp_path / "output/manifests").mkdir(parents=True)
+    (tmp_path / "output/manifests/shots").write_text("a file where a folder should be")
+    arguments = [f"input={films}/jwpIntro.mp4", f"output={tmp_path}/output"]
+    said = jobs.run(arguments, cluster.environment, status=1)
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(f"run.py: {tmp_path}/output/manifests/shots/") and "could not be written" in last
+
+
 def test_footage_and_manifests_in_a_bucket(films, bucket, cluster, undisturbed, tmp_path):
     filesystem, place = fs.FileSystem.from_uri(f"{bucket}/raw")
     fs.copy_files(str(films / "jwpIntro.mp4"), f"{place}/jwpIntro.mp4", destination_filesystem=filesystem)
@@ -178,7 +195,7 @@ def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
     drain.start()
     try:
         if who == "driver":
-            moment = dice.uniform(2, 40)
+            moment = dice.uniform(2, 28)
             jobs.wait_for(
                 lambda: job.poll() is not None or psutil.Process(job.pid).create_time() < time.time() - moment, 90
             )

@@ -51,7 +51,13 @@ def every_other(n: int) -> bool:
 
 
 FILM = joined(
-    scene(1, 41), scene(2, 30, 6), scene(3, 9), scene(4, 50, 0), scene(5, 33, 2), scene(6, 61, 0.5), scene(7, 20, 9, 0.3)
+    scene(1, 41),
+    scene(2, 30, 6),
+    scene(3, 9),
+    scene(4, 50, 0),
+    scene(5, 33, 2),
+    scene(6, 61, 0.5),
+    scene(7, 20, 9, 0.3),
 )
 
 
@@ -101,7 +107,8 @@ def test_steady_motion_raises_no_doubt_however_fast():
     for n in range(0, 80, 2):
         search.see(n, pictures[n])
     assert search.value_N.max() > search.LEAST
-    assert search.doubts() == []
+    # PySceneDetect gives the first picture no motion, so that the second stands out.
+    assert [doubt for doubt in search.doubts() if doubt[0] > 0] == []
 
 
 def test_pictures_that_cannot_be_had_do_not_hide_a_cut():
@@ -143,15 +150,16 @@ def test_the_content_value_is_pyscenedetects():
 
 
 def test_an_unknown_detector_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="'hash'.*adaptive, content, transnetv2"):
+    with pytest.raises(ValueError, match=r"'hash'.*adaptive, content, transnetv2"):
         shots.detector("hash")
 
 
 def test_transnet_finds_hard_cuts_and_sets_gradual_transitions_apart():
-    one, two, three = (scene(seed, 60, 1) for seed in (1, 2, 3))
-    fade = [cv2.addWeighted(a, 1 - t, b, t, 0) for a, b, t in zip(two[40:], three, np.linspace(0, 1, 20), strict=False)]
-    pictures = joined(one, two[:40], fade, three[20:])
+    one, two, three = (scene(seed, 45, 1) for seed in (1, 2, 3))
+    fade = [cv2.addWeighted(a, 1 - t, b, t, 0) for a, b, t in zip(two[30:], three, np.linspace(0, 1, 15), strict=False)]
+    pictures = joined(one[:30], two[:30], fade, three[15:40])
+    assert len(pictures) == 100
     search = shots.detector("transnetv2", weights=weights.path("transnetv2"))(len(pictures))
     hard, *gradual = searched(search, pictures)
-    assert hard == 60
-    assert gradual and all(100 <= cut <= 121 for cut in gradual)
+    assert hard == 30
+    assert gradual and all(60 <= cut <= 76 for cut in gradual)
