@@ -45,6 +45,8 @@ MAX_FAILED_PACKETS = 1000
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000
 # Sound whose time is off by no more follows seamlessly: half a frame at 25 fps.
 SYNC_TOLERANCE = 0.02
+# Pictures that one may be stored ahead of those shown before it, at most, and some to spare.
+MAX_REORDERED = 32
 # A span that went through floats may miss a picture's time by this share of a tick and still mean it.
 TICK_TOLERANCE = Fraction(1, 1000)
 # A time that lies further ahead, in seconds, is believed once the next one does, too.
@@ -264,20 +266,19 @@ def timeline(source: Source) -> Timeline:
     """
     begun: list[av.Packet] = []
     with contextlib.closing(_Film(source, Decode.ALL, 1, begun.append)) as film:
-        first, step, gap = film.first, film.step, math.ceil(BELIEVED_GAP / film.time_base)
+        first, step, avi = film.first, film.step, film.avi
         packets = itertools.chain(begun, _packets(film.container, [film.stream], _name(source)))
         shown = [
             (packet.pts if packet.pts is not None else packet.dts, packet.is_keyframe)
             for packet in packets
             if not packet.is_discard
         ]
-        avi = film.avi
-    believed = list(_believed(shown, gap))
-    stamps = [first + n * step if stamp is None else stamp for n, (stamp, _) in enumerate(believed)]
+    stamps = [first + n * step if stamp is None else stamp for n, (stamp, _) in enumerate(shown)]
     stamps_N, stored_N = np.unique(np.array(stamps, np.int64), return_index=True)
     ticks_N = stamps_N - (stamps_N[0] if avi else first)
-    seen_N = ticks_N >= 0
-    key_N = np.array([key for _, key in believed], bool)[stored_N]
+    key_N = np.array([key for _, key in shown], bool)[stored_N]
+    # A time far out of the order of storage is one bad bit in a stamp.
+    seen_N = (ticks_N >= 0) & (abs(stored_N - np.arange(len(stored_N))) <= MAX_REORDERED + len(stamps) - len(stamps_N))
     return Timeline(ticks_N[seen_N], key_N[seen_N], bool((np.diff(stored_N) < 0).any()))
 
 

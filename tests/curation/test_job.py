@@ -261,6 +261,26 @@ def test_ray_job_submit(films, undisturbed, cluster, tmp_path):
     assert jobs.rows(output) == jobs.rows(undisturbed[0])
 
 
+# Rows that break their process -------------------------------------------------------------------------------------
+
+
+def test_a_row_that_breaks_its_process_is_lost_alone_and_recorded(cluster, tmp_path):
+    deeds = ["first", "exit", "fill memory", "second", "hang", "segfault", "raise", "last"]
+    command = [sys.executable, str(jobs.ROOT / "tests/curation/rough_job.py"), str(tmp_path), *deeds]
+    said = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=200, check=True)
+    states = dict(line.split(": ") for line in said.stdout.strip().splitlines())
+    fine = {"first", "second", "last"}
+    assert states == {deed: "done" if deed in fine else "failed" for deed in deeds}
+    errors = {row["path"]: (row["error"], row["attempts"]) for row in everything(tmp_path, Failure)}
+    assert errors == {
+        "exit": ("WorkerDied", 3),
+        "fill memory": ("MemoryLimit", 1),
+        "hang": ("TimeLimit", 1),
+        "segfault": ("WorkerDied", 3),
+        "raise": ("ValueError", 1),
+    }
+
+
 # What travels ------------------------------------------------------------------------------------------------------
 
 

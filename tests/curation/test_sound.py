@@ -109,3 +109,10 @@ def test_speech_is_told_from_noise_and_silence(man) -> None:
     assert speech[first:last].mean() > 0.6
     assert speech[last + 16 :].mean() < 0.1
     assert len(detector(np.zeros(0, np.float32))) == 0
+
+
+def test_speech_probabilities_are_those_of_silero_s_own_code(man) -> None:
+    speech = SpeechDetector(weights.path("silero-vad"))(man)
+    # Measured by silero-vad 6.2.3 on the same samples: load_silero_vad(onnx=True).audio_forward(samples, 16000).
+    assert speech.mean() == pytest.approx(0.64332, abs=1e-4)
+    assert speech[:4] == pytest.approx([0.0018, 0.0629, 0.0423, 0.0182], abs=1e-4)
