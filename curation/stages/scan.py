@@ -21,8 +21,8 @@ import numpy as np
 
 from curation.backends import shots as cutting
 from curation.backends.faces import CenterFace, Face
+from curation.config import ScanConfig
 from model import media, weights
-from model.settings import option
 
 NOT_ASKED = "not asked for"
 NO_FACE = "no face in keyframes"
@@ -41,24 +41,6 @@ _LEFT_OUT = 17  # pictures in a row that encoders make without reference to them
 _BLIND = Fraction(12)  # seconds between keyframes from which on too much may happen unseen
 _REOPENING = 25  # frames that can be decoded in the time it takes to open a file
 _PAD = 8  # frames beyond both ends of a stretch that are shown to the shot detector only
-
-
-@dataclass(frozen=True)
-class ScanConfig:
-    """How pictures are read and shots found."""
-
-    mode: str = option("auto", "full, sparse (decode only around keyframes that show a face) or auto")
-    sparse_minutes: float = option(20.0, "auto: sparse from this length on (not where spans are asked for), minutes")
-    sparse_side: int = option(480, "sparse: long side at which keyframes are searched for faces, pixels")
-    sparse_seconds: float = option(4.0, "sparse: keyframes closer than this that look alike are searched once, s")
-    detector: str = option("adaptive", "what finds cuts: adaptive, content (PySceneDetect) or transnetv2")
-    shortest_shot: int = option(0, "a cut is passed over when it follows another within so many frames")
-    look_seconds: float = option(1.0, "time between searches for faces, s")
-    face_score: float = option(0.35, "least score of a face, 0-1")
-
-    def models(self) -> list[str]:
-        """Catalogue entries that scanning needs."""
-        return ["centerface"] + (["transnetv2"] if self.detector == "transnetv2" else [])
 
 
 @dataclass(frozen=True)
