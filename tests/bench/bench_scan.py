@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 
 from curation.backends import shots
+from curation.config import ScanConfig
 from curation.stages import scan
 from model import media, weights
 
@@ -172,7 +173,7 @@ def breakdown(case: Case, base: float) -> dict[str, float]:
         )
     }
     parts = ("decode", "thumbnails", "faces", "faces", "faces", "detector", "detector", "detector", "refine")
-    scanner = scan.Scan(scan.ScanConfig(mode=case.mode))
+    scanner = scan.Scan(ScanConfig(mode=case.mode))
     spent = Spent()
     for (owner, name), part in zip(saved, parts, strict=True):
         spent.watch(owner, name, part)
@@ -209,7 +210,7 @@ def main() -> int:
     )
     over = False
     for case in cases:
-        scanner = scan.Scan(scan.ScanConfig(mode=case.mode))
+        scanner = scan.Scan(ScanConfig(mode=case.mode))
         frames = bare(case.film)
         scanner(case.film)  # both are warm from here on
         rounds = [(cpu(lambda: bare(case.film)), cpu(lambda: scanner(case.film))) for _ in range(asked.rounds)]  # noqa: B023

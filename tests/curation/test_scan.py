@@ -18,7 +18,8 @@ import pytest
 
 from curation.backends import shots as cutting
 from curation.backends.faces import CenterFace
-from curation.stages.scan import NO_FACE, NOT_ASKED, UNDECODABLE, Loss, Scan, ScanConfig, Scanned
+from curation.config import ScanConfig
+from curation.stages.scan import NO_FACE, NOT_ASKED, UNDECODABLE, Loss, Scan, Scanned
 from model import media, weights
 from tests.model import synthetic
 
@@ -352,7 +353,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(("name", "expected"), PUBLISHED.items(), ids=[Path(name).stem for name in PUBLISHED])
 def test_real_cuts_are_found_within_a_frame(footage, name, expected):
     scanned = scanner()(footage / name)
@@ -361,27 +361,23 @@ def test_real_cuts_are_found_within_a_frame(footage, name, expected):
     assert cuts(scanned) == full_decode(footage / name)
 
 
-@pytest.mark.shared
 def test_cut_times_are_right_at_a_varying_rate(footage):
     shots = scanner()(footage / "multishot/goldeneye-vfr-drop3.mp4").shots
     assert [shot.start for shot in shots[1:]] == pytest.approx([3.754, 8.759], abs=1 / 24)
 
 
-@pytest.mark.shared
 def test_faces_of_a_real_edit_are_seen_in_the_shots_that_have_them(footage):
     shots = scanner()(footage / "multishot/edited_interview_dev.mp4").shots
     assert [shot.faces_max for shot in shots] == [1, 1, 0, 1, 1]
     assert [shot.face_share for shot in shots] == [1, 1, 0, 1, 1]
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", ["negative/sv_side3_profile.mp4", "negative/liveportrait_s13_dance_music.mp4"])
 def test_profiles_and_small_faces_are_seen(footage, name):
     (shot,) = scanner()(footage / name).shots
     assert shot.face_share == 1
 
 
-@pytest.mark.shared
 def test_slides_are_passed_over_in_sparse_mode(footage):
     scanned = scanner(mode="sparse")(footage / "negative/v2d_slides_narration_no_face.mp4")
     assert scanned.shots == () and [loss.reason for loss in scanned.losses] == [NO_FACE]
