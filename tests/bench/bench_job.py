@@ -37,11 +37,12 @@ def chain(film: Path, folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
     scenedetect = Path(sys.executable).with_name("scenedetect")
     split = [str(scenedetect), "-q", "-i", str(film), "detect-adaptive", "split-video", "-o", str(folder / "shots")]
-    subprocess.run(split, check=True, env=environment, cwd=folder)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(split, check=True, env=environment, cwd=folder, **quiet)
     for shot in sorted((folder / "shots").glob("*.mp4")):
         for script in ("faces.py", "speakers.py"):
             run = [sys.executable, str(_PER_CLIP / script), str(shot)]
-            subprocess.run(run, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+            subprocess.run(run, check=True, env=environment, cwd=ROOT, **quiet)
 
 
 def job(film: Path, folder: Path) -> None:

@@ -28,10 +28,6 @@ from tests.curation.mutations import mutate
 ODD_NAMES = ["with space.mp4", "quote'\".mp4", "new\nline.mp4", "Ünïcödé 映画.mp4", "-dash.mp4", "%d[0-9]*?.mp4"]
 
 
-def names(rows) -> list[str]:
-    return sorted({Path(row.path).name for row in rows})
-
-
 def everything(output: Path, table: type) -> list:
     return ManifestStore(str(output)).arrow(table).to_pylist()
 
