@@ -9,8 +9,9 @@ from curation.inputs import Source, local_copy
 from model import media
 
 _SAMPLE = 100
-# CPU seconds per second of footage, scan and listen together; measured by tests/bench, see docs/benchmarks.md.
-_CORES_PER_SECOND = 0.12
+# CPU seconds per second of footage, scan and listen together: 103 for 635 s of development footage, 512x512 to
+# 1920x1080, on a busy machine. Models' loading is in it, so long films cost less.
+_CORES_PER_SECOND = 0.16
 
 
 @dataclass(frozen=True)

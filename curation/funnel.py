@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ class Funnel:
 
     files: int
     seconds: float
-    unusable: Mapping[str, int]
+    unusable: int
     duplicates: int
     unfinished: int
     unfinished_seconds: float
@@ -34,7 +33,8 @@ class Funnel:
         """The funnel as a table for people."""
         whole = max(self.seconds, 1e-9)
         rows = [("inputs", f"{self.files} files", "")]
-        rows += [(f"  {what}", f"{count} files", "") for what, count in self.unusable.items()]
+        if self.unusable:
+            rows.append(("  cannot be opened or scanned", f"{self.unusable} files", ""))
         if self.duplicates:
             rows.append(("  same content as another input", f"{self.duplicates} files", ""))
         rows.append(("looked at", f"{self.seconds:.1f} s", "100.0 %"))
@@ -58,7 +58,7 @@ class Funnel:
 
 def funnel(store: ManifestStore) -> Funnel:
     """The funnel of everything that the manifests hold."""
-    videos = store.arrow(Video, ["source_id", "status", "duration"])
+    videos = store.arrow(Video, ["source_id", "video_id", "status", "duration"])
     failures = store.arrow(Failure, ["stage", "key", "path", "message"])
     done = videos.filter(pc.equal(videos["status"], "done"))
     duplicates = videos.filter(pc.equal(videos["status"], "duplicate")).num_rows
@@ -66,23 +66,19 @@ def funnel(store: ManifestStore) -> Funnel:
     opened = pc.is_in(failures["key"], videos["source_id"].combine_chunks())
     unusable = failures.filter(pc.invert(opened))
     losses = store.arrow(Loss, ["start", "end", "reason", "video_id"])
-    lost: Counter[str] = Counter()
-    finished = store.arrow(Video, ["video_id", "status"])
-    finished_ids = finished.filter(pc.equal(finished["status"], "done"))["video_id"].combine_chunks()
-    losses = losses.filter(pc.is_in(losses["video_id"], finished_ids))
+    losses = losses.filter(pc.is_in(losses["video_id"], done["video_id"].combine_chunks()))
     losses = losses.append_column("seconds", pc.subtract(losses["end"], losses["start"]))
-    for row in losses.group_by("reason").aggregate([("seconds", "sum")]).to_pylist():
-        lost[row["reason"]] = row["seconds_sum"]
+    by_reason = losses.group_by("reason").aggregate([("seconds", "sum")]).to_pylist()
     clips = store.arrow(Clip, ["duration"])
     named = zip(*(failures[name].to_pylist() for name in ("stage", "path", "message")), strict=True)
     return Funnel(
         files=videos.num_rows + unusable.num_rows,
         seconds=_total(done["duration"]) + _total(unfinished["duration"]),
-        unusable={"cannot be opened or scanned": unusable.num_rows} if unusable.num_rows else {},
+        unusable=unusable.num_rows,
         duplicates=duplicates,
         unfinished=unfinished.num_rows,
         unfinished_seconds=_total(unfinished["duration"]),
-        lost=dict(lost),
+        lost={row["reason"]: row["seconds_sum"] for row in by_reason},
         clips=clips.num_rows,
         clip_seconds=_total(clips["duration"]),
         failures=tuple(sorted(((stage, path, _without(path, message)) for stage, path, message in named), key=_path)),

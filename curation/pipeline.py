@@ -168,7 +168,7 @@ def worklist(output: str, sources: Iterable[Source], expected: int, limits: RayC
 
     expected: about how many there are. Where they are few each is a block, so that all workers have some at once.
     """
-    place = f"{output.rstrip('/')}/work/{uuid.uuid4().hex}.parquet"
+    place = f"{output.rstrip('/')}/worklists/{uuid.uuid4().hex}.parquet"
     filesystem, path = locate(place)
     filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
     most = max(1, min(limits.block_files, expected // _BLOCKS))

@@ -121,7 +121,6 @@ class Decode(enum.Enum):
 
     ALL = "all"
     REFERENCE = "reference"  # pictures that others refer to, each as in a full decode
-    ROUGH = "rough"  # the same without loop filter: cheaper, but errors grow from keyframe to keyframe
     KEY = "key"  # keyframes only, and the first picture
 
 
@@ -601,7 +600,7 @@ class _Film:
         """
         if self.avi:
             return
-        if self.decode in (Decode.REFERENCE, Decode.ROUGH):
+        if self.decode is Decode.REFERENCE:
             self.stream.codec_context.skip_frame = "NONREF"
         elif self.decode is Decode.KEY:
             self.stream.codec_context.skip_frame = "NONKEY"
@@ -639,8 +638,6 @@ class _Film:
             context.thread_count = self.threads
             context.thread_type = "AUTO" if self.threads > 1 else "SLICE"
             context.options = {"max_pixels": str(MAX_PIXELS)}
-            if self.decode is Decode.ROUGH:
-                context.options = context.options | {"skip_loop_filter": "all"}
             return container, stream
         except BaseException:
             container.close()
