@@ -163,7 +163,6 @@ def test_of_overlapping_boxes_the_surest_stays_and_weak_ones_go() -> None:
     assert [face.score for face in faces] == pytest.approx([0.9, 0.7])
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("picture", "count"),
     [("insightface_t1.jpg", 6), ("pyfeat_multi_face.jpg", 5), ("face-api.js/bbt1.jpg", 4)],
@@ -175,7 +174,6 @@ def test_everybody_on_a_group_photograph_is_found(centerface, footage, picture, 
     assert [face.score for face in faces] == sorted((face.score for face in faces), reverse=True)
 
 
-@pytest.mark.shared
 def test_the_box_covers_the_published_one(centerface, footage) -> None:
     image = _read(footage / "faces" / "face_recognition" / "obama.jpg")
     left, top, right, bottom = 349, 142, 617, 409  # brows to chin; ours starts at the hair
@@ -187,7 +185,6 @@ def test_the_box_covers_the_published_one(centerface, footage) -> None:
     assert top - 0.35 * (bottom - top) < box[1] < top
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("film", ["sv_side1_profile", "sv_side3_profile", "sv_side5_profile"])
 def test_profiles_are_found(centerface, footage, film) -> None:
     detector = CenterFace(centerface, sides=(160, 640))
@@ -195,7 +192,6 @@ def test_profiles_are_found(centerface, footage, film) -> None:
     assert [len(detector(image)) for image in images] == [1] * 5
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("film", ["gradio_a_text_silent.mp4", "pyfeat_no_face.mp4"])
 def test_no_face_is_found_in_writing(centerface, footage, film) -> None:
     detector = CenterFace(centerface, sides=(160, 640))

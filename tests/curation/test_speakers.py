@@ -57,25 +57,21 @@ def scores(footage, diarizer) -> dict[str, Score]:
 # On labelled recordings -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.shared
 def test_the_error_on_four_labelled_recordings_is_at_most_12_percent(scores) -> None:
     assert pooled(scores[name] for name in FOUR).der <= 0.12  # measured: 9.5 %
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", ["pyannote_sample", "ami_dev00", "edited_interview_dev"])
 def test_two_people_are_counted_as_two_without_being_told(scores, name) -> None:
     assert (scores[name].speakers, scores[name].found) == (2, 2)
 
 
-@pytest.mark.shared
 def test_solos_hold_the_voice_of_one_speaker_and_half_of_what_he_says_alone(scores) -> None:
     everything = pooled(scores.values())
     assert everything.purity >= 0.95  # measured: 98.6 %
     assert everything.recovered >= 0.50  # measured: 59.7 %
 
 
-@pytest.mark.shared
 def test_music_is_nobody_when_speech_is_looked_for(footage, diarizer) -> None:
     dance = media.audio(footage / "negative/liveportrait_s13_dance_music.mp4")
     assert embedded(speech_gate=False)(dance).speakers == 1
