@@ -17,7 +17,7 @@ class ScanConfig:
 
     mode: str = option("auto", "full, sparse (decode only around keyframes that show a face) or auto")
     sparse_minutes: float = option(20.0, "auto: sparse from this length on (not where spans are asked for), minutes")
-    sparse_side: int = option(480, "sparse: long side at which keyframes are searched for faces, pixels")
+    sparse_side: int = option(448, "sparse: long side at which keyframes are searched for faces, pixels")
     sparse_seconds: float = option(4.0, "sparse: keyframes closer than this that look alike are searched once, s")
     detector: str = option("adaptive", "what finds cuts: adaptive, content (PySceneDetect) or transnetv2")
     shortest_shot: int = option(0, "a cut is passed over when it follows another within so many frames")

