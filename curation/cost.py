@@ -12,6 +12,9 @@ _SAMPLE = 100
 # CPU seconds per second of footage, scan and listen together: 103 for 635 s of development footage, 512x512 to
 # 1920x1080, on a busy machine. Models' loading is in it, so long films cost less.
 _CORES_PER_SECOND = 0.16
+# CPU seconds of scoring per second of clips, at 720p (docs/benchmarks.md), and how much of the footage is taken to
+# become clips: in the development footage it is between a quarter and a half.
+_SCORING, _CLIPS = 0.5, 0.35
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Cost:
     broken: tuple[tuple[str, str], ...]
 
 
-def sampled(sources: Iterable[Source]) -> Cost:
-    """The cost of looking at the sources; the durations of local ones are read from up to 100 headers."""
+def sampled(sources: Iterable[Source], scored: bool) -> Cost:
+    """The cost of looking at the sources, and of scoring their clips; durations are read from up to 100 headers."""
     broken: list[tuple[str, str]] = []
     stride, kept = 1, []
     total = 0
@@ -45,4 +48,8 @@ def sampled(sources: Iterable[Source]) -> Cost:
             broken.append((source.path, source.problem or str(error)))
     hours = seconds * (total / sampled_bytes) / 3600 if sampled_bytes else 0.0
     basis = f"durations of {len(kept) - len(broken)} files, {_CORES_PER_SECOND:g} core-seconds per second"
-    return Cost(hours, hours * _CORES_PER_SECOND, basis, tuple(broken))
+    rate = _CORES_PER_SECOND
+    if scored:
+        rate += _SCORING * _CLIPS
+        basis += f", {_SCORING:g} more where there are clips, taken to be {_CLIPS:.0%} of it"
+    return Cost(hours, hours * rate, basis, tuple(broken))

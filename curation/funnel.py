@@ -12,6 +12,8 @@ from manifests.schema import Clip, Failure, Loss, Video
 from manifests.store import ManifestStore
 
 _SHOWN_FAILURES = 12
+_PROPOSED = pa.array(["proposed", "scored"])
+_ACCOUNTED = pa.array(["proposed", "scored", "duplicate"])
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Funnel:
     lost: Mapping[str, float]
     clips: int
     clip_seconds: float
+    scores: Mapping[str, int]
     failures: tuple[tuple[str, str, str], ...]
 
     def lines(self) -> list[str]:
@@ -46,6 +49,7 @@ class Funnel:
             for reason, seconds in sorted(self.lost.items(), key=lambda item: -item[1])
         ]
         rows.append((f"clips ({self.clips})", f"{self.clip_seconds:.1f} s", f"{100 * self.clip_seconds / whole:.1f} %"))
+        rows += [(f"  {status}", f"{count} clips", "") for status, count in sorted(self.scores.items(), reverse=True)]
         width = max(len(name) for name, _, _ in rows)
         lines = [f"{name:<{width}}  {amount:>12}  {share:>8}".rstrip() for name, amount, share in rows]
         if self.failures:
@@ -60,16 +64,17 @@ def funnel(store: ManifestStore) -> Funnel:
     """The funnel of everything that the manifests hold."""
     videos = store.arrow(Video, ["source_id", "video_id", "status", "duration"])
     failures = store.arrow(Failure, ["stage", "key", "path", "message"])
-    done = videos.filter(pc.equal(videos["status"], "done"))
+    done = videos.filter(pc.is_in(videos["status"], _PROPOSED))
     duplicates = videos.filter(pc.equal(videos["status"], "duplicate")).num_rows
-    unfinished = videos.filter(pc.invert(pc.is_in(videos["status"], pa.array(["done", "duplicate"]))))
+    unfinished = videos.filter(pc.invert(pc.is_in(videos["status"], _ACCOUNTED)))
     opened = pc.is_in(failures["key"], videos["source_id"].combine_chunks())
     unusable = failures.filter(pc.invert(opened))
     losses = store.arrow(Loss, ["start", "end", "reason", "video_id"])
     losses = losses.filter(pc.is_in(losses["video_id"], done["video_id"].combine_chunks()))
     losses = losses.append_column("seconds", pc.subtract(losses["end"], losses["start"]))
     by_reason = losses.group_by("reason").aggregate([("seconds", "sum")]).to_pylist()
-    clips = store.arrow(Clip, ["duration"])
+    clips = store.arrow(Clip, ["duration", "status"])
+    scores = clips["status"].drop_null().value_counts().to_pylist()
     named = zip(*(failures[name].to_pylist() for name in ("stage", "path", "message")), strict=True)
     return Funnel(
         files=videos.num_rows + unusable.num_rows,
@@ -81,6 +86,7 @@ def funnel(store: ManifestStore) -> Funnel:
         lost={row["reason"]: row["seconds_sum"] for row in by_reason},
         clips=clips.num_rows,
         clip_seconds=_total(clips["duration"]),
+        scores={row["values"]: row["counts"] for row in scores},
         failures=tuple(sorted(((stage, path, _without(path, message)) for stage, path, message in named), key=_path)),
     )
 

@@ -112,25 +112,30 @@ class Worker:
         if self.step.is_done(source, video):
             return dataclasses.replace(record, state=state)
         if source.problem:
-            self._fail(source, video, Fault("BadName", source.problem, 0, ""))
-            return dataclasses.replace(record, state="failed")
-        outcome = self.cell(*self.step.arguments(self.store, source, video))
-        spent = record.spent(self.step.name, outcome.core_seconds)
-        if outcome.fault is not None:
-            self._fail(source, video, outcome.fault)
-            return Record(record.source, "failed", spent)
-        saved = self.step.save(self.store, source, video, outcome.value)
-        self.store.forget(Failure, failure_id(self.step.name, source))
-        return Record(record.source, "done" if saved.status == "duplicate" else state, spent)
+            self._fail(source, source.source_id, Fault("BadName", source.problem, 0, ""))
+            return self._lost(record, video, "")
+        results: dict[str, Any] = {}
+        spent = 0.0
+        for key, arguments in self.step.tasks(self.store, source, video).items():
+            outcome = self.cell(*arguments)
+            spent += outcome.core_seconds
+            if outcome.fault is None:
+                results[key] = outcome.value
+                self.store.forget(Failure, failure_id(self.step.name, source, key))
+            else:
+                self._fail(source, key, outcome.fault)
+                if not self.step.survives:
+                    return self._lost(record, video, record.spent(self.step.name, spent))
+        saved = self.step.save(self.store, source, video, results)
+        state = "done" if saved.status == "duplicate" else state
+        return Record(record.source, state, record.spent(self.step.name, spent))
 
-    def _fail(self, source: Source, video: Video | None, fault: Fault) -> None:
-        """Record the failure; what an earlier run found in the file as it was then goes."""
-        if video is not None:
-            self.step.drop(self.store, video)
+    def _fail(self, source: Source, key: str, fault: Fault) -> None:
+        """Record that the step could not do a task of the source."""
         row = Failure(
-            failure_id=failure_id(self.step.name, source),
+            failure_id=failure_id(self.step.name, source, key),
             stage=self.step.name,
-            key=source.source_id,
+            key=key,
             path=source.path,
             bytes=source.bytes,
             modified=source.modified,
@@ -138,9 +143,16 @@ class Worker:
         )
         self.store.write(Failure, row.failure_id, [row])
 
+    def _lost(self, record: Record, video: Video | None, spent: str) -> Record:
+        """The record of a source that goes no further; what an earlier run found in the file as it was then goes."""
+        if video is not None:
+            self.step.drop(self.store, video)
+        return Record(record.source, "failed", spent or record.core_seconds)
 
-def failure_id(stage: str, source: Source) -> str:
-    return short_hash(stage, source.path)
+
+def failure_id(stage: str, source: Source, key: str) -> str:
+    """Names the failure of a task: the source itself, or a clip of it."""
+    return short_hash(stage, source.path, *([] if key == source.source_id else [key]))
 
 
 # The worklist: what is to be done, on disk, so that the driver never holds a million sources ---------------------

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Raw footage in, manifests out: shots, speakers, faces and candidate clips of every video, as Parquet.
+"""Raw footage in, manifests out: shots, speakers, faces, clips and all that can be measured of them, as Parquet.
 
   python curation/run.py input=/raw output=/data
   ray job submit --working-dir . -- python curation/run.py input=/raw output=/data
@@ -92,7 +92,7 @@ def estimate(backlog: Backlog, work: Sequence[Step]) -> list[str]:
     """What the job would do and cost, from a sample of the inputs."""
     from curation.cost import sampled
 
-    cost = sampled(backlog)
+    cost = sampled(backlog, scored=work[-1].name == "score")
     lines = [f"would work on {backlog.files} files, {backlog.bytes / 1e9:.2f} GB, about {cost.hours:.2f} h of footage"]
     lines += [f"  {step.name}: version {step.version}, models: {', '.join(step.models) or 'none'}" for step in work]
     lines.append(f"about {cost.core_hours:.2f} core-hours ({cost.basis})")
@@ -112,7 +112,17 @@ def write_run(
 ) -> None:
     """Record this run: what was asked for, with which versions, and what it cost."""
     moment = datetime.datetime.fromtimestamp(started, datetime.UTC)
-    libraries = ("talkreel", "av", "ray", "scenedetect-headless", "onnxruntime", "torch", "numpy", "pyarrow")
+    libraries = (
+        "talkreel",
+        "av",
+        "ray",
+        "scenedetect-headless",
+        "mediapipe",
+        "onnxruntime",
+        "torch",
+        "numpy",
+        "pyarrow",
+    )
     versions = {"python": platform.python_version()}
     for name in libraries:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

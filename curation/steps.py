@@ -6,17 +6,19 @@ and models, and of the step before it. That row is written last, so a step that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation.config import CurationConfig, StageResources
-from curation.inputs import Source, local_copy, sha256
+from curation.inputs import InputError, Source, local_copy, sha256
 from curation.isolation import Limits, made
-from manifests.schema import Clip, Look, Loss, Shot, Solo, Turn, Video, short_hash
+from manifests.schema import Clip, Look, Loss, Metrics, Shot, Solo, Track, Turn, Video, short_hash
 from manifests.store import ManifestStore
 from model import media, weights
 
@@ -31,6 +33,7 @@ class Step:
 
     name: str
     revision: int  # raised when the same settings come to give other results
+    survives = False  # whether the source goes on when one of its tasks failed
 
     def __init__(self, settings: Any, resources: StageResources, models: list[str], before: str):
         """before: the version of the step whose work this one builds on."""
@@ -55,12 +58,12 @@ class Step:
         """A picklable function that makes the stage, called once in each worker's process."""
         raise NotImplementedError
 
-    def arguments(self, store: ManifestStore, source: Source, video: Video | None) -> tuple:
-        """What the stage is called with."""
+    def tasks(self, store: ManifestStore, source: Source, video: Video | None) -> dict[str, tuple]:
+        """What the stage is called with, call by call, under the key that a failure is recorded by."""
         raise NotImplementedError
 
-    def save(self, store: ManifestStore, source: Source, video: Video | None, result: Any) -> Video:
-        """Write what the stage returned, and last the source's `videos` row, which is returned."""
+    def save(self, store: ManifestStore, source: Source, video: Video | None, results: dict[str, Any]) -> Video:
+        """Write what the stage returned, task by task, and last the source's `videos` row, which is returned."""
         raise NotImplementedError
 
     def drop(self, store: ManifestStore, video: Video) -> None:
@@ -75,11 +78,11 @@ class ScanStep(Step):
     def builder(self) -> Callable[[], Callable[..., Any]]:
         return functools.partial(_scan, self.settings, self.limits.threads)
 
-    def arguments(self, store: ManifestStore, source: Source, video: Video | None) -> tuple:
-        return (source,)
+    def tasks(self, store: ManifestStore, source: Source, video: Video | None) -> dict[str, tuple]:
+        return {source.source_id: (source,)}
 
-    def save(self, store: ManifestStore, source: Source, video: Video | None, result: Any) -> Video:
-        found, shots, looks, losses = result
+    def save(self, store: ManifestStore, source: Source, video: Video | None, results: dict[str, Any]) -> Video:
+        found, shots, looks, losses = results[source.source_id]
         if video is not None and video.video_id != found.video_id:
             self.drop(store, video)
         if found.status != "duplicate":  # its rows are the original's
@@ -93,7 +96,7 @@ class ScanStep(Step):
     def drop(self, store: ManifestStore, video: Video) -> None:
         store.forget(Video, video.source_id)
         if video.status != "duplicate":
-            for table in (Clip, Solo, Turn, Look, Shot, Loss):
+            for table in (Track, Clip, Solo, Turn, Look, Shot, Loss):
                 store.forget(table, video.video_id)
 
 
@@ -104,14 +107,15 @@ class ListenStep(Step):
     def builder(self) -> Callable[[], Callable[..., Any]]:
         return functools.partial(_listen, self.settings, self.limits.threads)
 
-    def arguments(self, store: ManifestStore, source: Source, video: Video | None) -> tuple:
+    def tasks(self, store: ManifestStore, source: Source, video: Video | None) -> dict[str, tuple]:
         assert video is not None
         # Without sound, or without anybody to be seen, there is nothing to listen for.
         wanted = video.audio_codec is not None and any(shot.faces_max for shot in store.read(Shot, video.video_id))
-        return video.video_id, source, wanted
+        return {source.source_id: (video.video_id, source, wanted)}
 
-    def save(self, store: ManifestStore, source: Source, video: Video | None, result: Any) -> Video:
+    def save(self, store: ManifestStore, source: Source, video: Video | None, results: dict[str, Any]) -> Video:
         assert video is not None
+        result = results[source.source_id]
         turns, solos = result or ([], [])
         store.write(Turn, video.video_id, turns)
         store.write(Solo, video.video_id, solos)
@@ -121,9 +125,9 @@ class ListenStep(Step):
         return heard
 
     def drop(self, store: ManifestStore, video: Video) -> None:
-        failed = dataclasses.replace(video, status="failed", speakers=None, listen_version="", propose_version="")
-        store.write(Video, video.source_id, [failed])
-        for table in (Clip, Solo, Turn):
+        back = _set_back(video, "listen", "propose", "score")
+        store.write(Video, video.source_id, [dataclasses.replace(back, speakers=None)])
+        for table in (Track, Clip, Solo, Turn):
             store.forget(table, video.video_id)
 
 
@@ -143,29 +147,79 @@ class ProposeStep(Step):
         labelled = video is not None and all(getattr(video, label) == getattr(source, label) for label in LABELS)
         return labelled and super().is_done(source, video)
 
-    def arguments(self, store: ManifestStore, source: Source, video: Video | None) -> tuple:
+    def tasks(self, store: ManifestStore, source: Source, video: Video | None) -> dict[str, tuple]:
         assert video is not None
         video = dataclasses.replace(video, **{label: getattr(source, label) for label in LABELS})
         found = [store.read(table, video.video_id) for table in (Shot, Look, Turn, Solo)]
         lost = [loss for loss in store.read(Loss, video.video_id) if loss.stage != self.name]
-        return video, *found, lost
+        return {source.source_id: (video, *found, lost)}
 
-    def save(self, store: ManifestStore, source: Source, video: Video | None, result: Any) -> Video:
+    def save(self, store: ManifestStore, source: Source, video: Video | None, results: dict[str, Any]) -> Video:
         assert video is not None
-        clips, losses = result
+        clips, losses = results[source.source_id]
+        # Where only labels changed, scores stay; where more did, scoring replaces them.
+        known = {clip.clip_id: clip for clip in store.read(Clip, video.video_id)}
+        clips = [_scored_before(clip, known.get(clip.clip_id)) for clip in clips]
         store.write(Clip, video.video_id, clips)
         store.write(Loss, video.video_id, losses)
         labels = {label: getattr(source, label) for label in LABELS}
-        done = dataclasses.replace(video, **labels, status="done", propose_version=self.version)
+        done = dataclasses.replace(video, **labels, status="proposed", propose_version=self.version)
         store.write(Video, source.source_id, [done])
         return done
 
     def drop(self, store: ManifestStore, video: Video) -> None:
-        store.write(Video, video.source_id, [dataclasses.replace(video, status="failed", propose_version="")])
-        store.forget(Clip, video.video_id)
+        store.write(Video, video.source_id, [_set_back(video, "propose", "score")])
+        for table in (Track, Clip):
+            store.forget(table, video.video_id)
 
 
-def steps(config: CurationConfig) -> tuple[ScanStep, ListenStep, ProposeStep]:
+class ScoreStep(Step):
+    """Clip by clip: one that cannot be scored is a failure of its own."""
+
+    name = "score"
+    revision = 1
+    survives = True
+
+    def builder(self) -> Callable[[], Callable[..., Any]]:
+        return functools.partial(_score, self.settings, self.limits.threads)
+
+    def tasks(self, store: ManifestStore, source: Source, video: Video | None) -> dict[str, tuple]:
+        assert video is not None
+        turns = store.read(Turn, video.video_id)
+        clips = store.read(Clip, video.video_id)
+        return {clip.clip_id: (source.path, clip, _during(turns, clip)) for clip in clips}
+
+    def save(self, store: ManifestStore, source: Source, video: Video | None, results: dict[str, Any]) -> Video:
+        from curation.stages.link import link
+
+        assert video is not None
+        clips, tracks = link(store.read(Clip, video.video_id), results)
+        store.write(Track, video.video_id, tracks)
+        store.write(Clip, video.video_id, clips)
+        # With a clip that failed the video is not done: `retry=true` comes back to it.
+        version = self.version if len(results) == len(clips) else ""
+        done = dataclasses.replace(video, status="scored", score_version=version)
+        store.write(Video, source.source_id, [done])
+        return done
+
+    def drop(self, store: ManifestStore, video: Video) -> None:
+        store.write(Video, video.source_id, [_set_back(video, "score")])
+        store.forget(Track, video.video_id)
+
+
+def _scored_before(clip: Clip, known: Clip | None) -> Clip:
+    """The clip with what an earlier run measured of it."""
+    measured = {field.name: getattr(known or clip, field.name) for field in dataclasses.fields(Metrics)}
+    return dataclasses.replace(clip, **measured)
+
+
+def _set_back(video: Video, *steps: str) -> Video:
+    """The row of a video that failed, as if the steps had never been done."""
+    forgotten: dict[str, Any] = {f"{step}_version": "" for step in steps}
+    return dataclasses.replace(video, status="failed", **forgotten)
+
+
+def steps(config: CurationConfig) -> tuple[Step, ...]:
     """The steps of a job, in order."""
     resources = config.resources
     scanning = ScanStep(config.scan, resources.scan, config.scan.models(), "")
@@ -173,7 +227,17 @@ def steps(config: CurationConfig) -> tuple[ScanStep, ListenStep, ProposeStep]:
     used = [*scanning.models, *listening.models]
     finders = " ".join(f"{name}@{weights.entry(name).sha256[:8]}" for name in used)
     proposing = ProposeStep(config.propose, resources.propose, [], listening.version, finders=finders)
-    return scanning, listening, proposing
+    scoring = ScoreStep(config.score, resources.score, config.score.models(), _after(proposing, config.score.files()))
+    every = (scanning, listening, proposing, scoring)
+    return every[: [step.name for step in every].index(config.until) + 1]
+
+
+def _after(step: Step, files: Sequence[Path]) -> str:
+    """The version of a step together with the contents of some files."""
+    try:
+        return short_hash(step.version, *(sha256(str(file)) for file in files))
+    except OSError as error:
+        raise InputError(f"a file that scoring needs cannot be read: {error}") from error
 
 
 # What runs in the workers' processes: the stage itself is built there.
@@ -233,6 +297,7 @@ def _video(source: Source, probe: media.Probe, digest: str, status: str, mode: s
         scan_version="",
         listen_version="",
         propose_version="",
+        score_version="",
     )
 
 
@@ -264,3 +329,24 @@ def _propose(settings: Any, finders: str) -> Callable[..., Any]:
     from curation.stages.propose import Propose
 
     return Propose(settings, finders)
+
+
+def _during(turns: Sequence[Turn], clip: Clip) -> list[Turn]:
+    return [turn for turn in turns if turn.start < clip.end and turn.end > clip.start]
+
+
+def _score(settings: Any, threads: int) -> Callable[[str, Clip, list[Turn]], Any]:
+    from curation.stages.score import Score
+
+    stage = Score(settings, threads)
+    held = contextlib.ExitStack()
+    at: tuple[str, Path] | None = None  # clips of one video come one after the other: copy it once
+
+    def score(path: str, clip: Clip, turns: list[Turn]) -> Any:
+        nonlocal at
+        if at is None or at[0] != path:
+            held.close()
+            at = path, held.enter_context(local_copy(path))
+        return stage(at[1], clip, turns)
+
+    return score

@@ -15,9 +15,10 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
-VERSION = "1"
+VERSION = "2"
 
 
 def column(meaning: str, unit: str = "", source: str = "") -> Any:
@@ -41,7 +42,9 @@ class Video(Row):
     path: str = column("where the file was read")
     bytes: int = column("size of the file", "byte")
     modified: int = column("modification time of the file", "ns since 1970")
-    status: str = column("`scanned`, `listened`, `done`; `duplicate`: same content as an earlier path")
+    status: str = column(
+        "how far it came: scanned, listened, proposed, scored; failed; `duplicate`: same content as an earlier path"
+    )
     source_set: str = column("label of the collection: hdtf, youtube, movie, or any other")
     licence: str = column("licence as the input states it")
     url: str = column("where the footage was published")
@@ -65,6 +68,7 @@ class Video(Row):
     scan_version: str = column("hash of the settings and weights the scan was made with")
     listen_version: str = column("the same for listening; empty: not yet")
     propose_version: str = column("the same for proposing; empty: not yet")
+    score_version: str = column("the same for scoring; empty: not yet")
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,9 @@ class Solo(Row):
 
 
 @dataclass(frozen=True)
-class Clip(Row):
-    """A candidate: one shot, one voice, a face on show."""
+class Proposal(Row):
+    """Where a clip lies and where it comes from."""
 
-    table = "clips"
     video_id: str = column("sha256 of the source file's content")
     clip_id: str = column("hash of video, start, end and the proposal's settings")
     shot: int = column("number of the shot in its video, from 0")
@@ -149,7 +152,7 @@ class Clip(Row):
     time_base: str = column("length of one tick", "s, as a fraction")
     duration: float = column("end - start", "s")
     speaker: str = column("speaker within this video")
-    faces_max: int = column("most faces in one look of the clip")
+    faces_seen: int = column("most faces in one look of the scan")
     path: str = column("source file")
     source_set: str = column("label of the collection")
     licence: str = column("licence as the input states it")
@@ -158,6 +161,108 @@ class Clip(Row):
     height: int = column("source height as shown", "pixel")
     fps: float = column("source's mean frame rate", "1/s")
     models: str = column("models that found it, each with the start of its sha256")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a clip is like. Null: could not be measured, for the reason in `unmeasured`. See docs/metrics.md."""
+
+    status: str | None = column("`scored`, `stopped` (by the cascade) or `failed`; null: not scored yet")
+    unmeasured: list[str] = column("why columns are null: `column, column …: reason`")
+    # Who is to be seen and to be heard
+    track: int | None = column("number of the face track that the clip is bound to")
+    person: str | None = column("that face within this video: P0, P1 … in order of first appearance")
+    binding: str | None = column("how the face and the voice belong together: see docs/metrics.md")
+    binding_margin: float | None = column("lip_sync of the bound track less that of the next best", "")
+    speaker_person: str | None = column("whose mouth this speaker's voice fits elsewhere in the video")
+    mouth_motion: float | None = column("standard deviation of the lips' opening", "mouth width")
+    # The face
+    faces_max: int | None = column("most faces in a frame")
+    face_share: float | None = column("share of frames that show the main face")
+    landmark_share: float | None = column("share of frames in which its landmarks were found")
+    face_ratio: float | None = column("mean height of the face over the height of the picture")
+    face_px: float | None = column("median height of the face", "pixel")
+    crop: list[float] = column(
+        "the box that holds the face throughout: left, top, right, bottom; empty: no face", "share"
+    )
+    yaw_abs: float | None = column("mean |yaw|; positive yaw: towards the subject's left", "degree")
+    pitch_abs: float | None = column("mean |pitch|; positive pitch: up", "degree")
+    roll_abs: float | None = column("mean |roll|; positive roll: towards the subject's left shoulder", "degree")
+    yaw_p95: float | None = column("95th percentile of |yaw|", "degree")
+    pitch_p95: float | None = column("95th percentile of |pitch|", "degree")
+    roll_p95: float | None = column("95th percentile of |roll|", "degree")
+    # Motion
+    head_rotation_speed: float | None = column("mean angular speed of the head", "degree/s")
+    head_travel_speed: float | None = column("speed of the face's centre, the camera's motion removed", "face height/s")
+    camera_pan: float | None = column("speed of the background across the picture", "frame height/s")
+    camera_zoom: float | None = column("speed at which the background grows or shrinks", "%/s")
+    camera_roll: float | None = column("speed at which the background turns", "degree/s")
+    subject_motion: float | None = column("mean flow in the person, the camera's motion removed", "frame height/s")
+    background_motion: float | None = column("mean flow outside, the camera's motion removed", "frame height/s")
+    # Lips and sound
+    sync_c: float | None = column("SyncNet confidence: median - min of the distances", source="Chung & Zisserman 2016")
+    sync_d: float | None = column("SyncNet distance: min over the shifts", source="Chung & Zisserman 2016")
+    sync_offset: int | None = column("SyncNet offset; sound k frames late: -k", "frame at 25 fps")
+    lip_sync: float | None = column("built-in lip/audio score; in sync from about 0.6, else below 0.5")
+    lip_offset: float | None = column(
+        "shift at which lips and sound fit best; sound k frames late: -k", "frame at 25 fps"
+    )
+    # Identity
+    identity_min: float | None = column("least cosine similarity of the face to itself over the clip")
+    identity_mean: float | None = column("mean of the same")
+    # Sound
+    speech_share: float | None = column("share of the time in which somebody speaks", source="diarization")
+    overlap_share: float | None = column("share of the time in which several speak", source="diarization")
+    speakers: int | None = column("different voices in the clip", source="diarization")
+    level: float | None = column("RMS level of the sound", "dBFS")
+    clipped: float | None = column("share of samples at full scale")
+    dnsmos_sig: float | None = column("DNSMOS P.835 speech quality, 1-5", source="DNSMOS")
+    dnsmos_bak: float | None = column("DNSMOS P.835 freedom from background noise, 1-5", source="DNSMOS")
+    dnsmos_ovr: float | None = column("DNSMOS P.835 overall quality, 1-5", source="DNSMOS")
+    # Picture
+    luminance: float | None = column("mean luma, 0-255")
+    sharpness: float | None = column("median variance of luma's Laplacian, long side at 640 pixels")
+    face_sharpness: float | None = column("the same of the face, 224 pixels high")
+    letterbox: float | None = column("share of the picture that is black bars")
+
+
+UNMEASURED = Metrics(**{field.name: [] if "list" in field.type else None for field in dataclasses.fields(Metrics)})  # type: ignore
+"""The metrics of a clip before it is scored."""
+
+
+@dataclass(frozen=True)
+class Clip(Metrics, Proposal):
+    """A candidate: one shot, one voice, a face on show; and what it is like."""
+
+    table = "clips"
+
+
+@dataclass(frozen=True)
+class Track(Row):
+    """One face through one clip, at 25 fps from the clip's start; NaN where it, or its landmarks, were lost."""
+
+    table = "tracks"
+    video_id: str = column("sha256 of the source file's content")
+    clip_id: str = column("the clip")
+    track: int = column("number of the track in its clip")
+    person: str | None = column("whose face it is, within this video; null: seen too briefly")
+    lip_sync: float | None = column("lip/audio score of this face")
+    identity: list[np.float32] = column("mean face embedding; empty: none", source="identity backend")
+    left: list[np.float32] = column("left edge of the face", "pixel of the source as shown")
+    top: list[np.float32] = column("top edge", "pixel")
+    right: list[np.float32] = column("right edge", "pixel")
+    bottom: list[np.float32] = column("bottom edge", "pixel")
+    yaw: list[np.float32] = column("positive: towards the subject's left", "degree")
+    pitch: list[np.float32] = column("positive: up", "degree")
+    roll: list[np.float32] = column("positive: towards the subject's left shoulder", "degree")
+    lips_left: list[np.float32] = column("left edge of the lips", "pixel")
+    lips_top: list[np.float32] = column("top edge of the lips", "pixel")
+    lips_right: list[np.float32] = column("right edge of the lips", "pixel")
+    lips_bottom: list[np.float32] = column("bottom edge of the lips", "pixel")
+    points: list[np.float32] = column(
+        "x, y of the subject's right eye, left eye, nose tip, right and left corner of the mouth, frame by frame",
+        "pixel",
+    )
 
 
 @dataclass(frozen=True)
@@ -207,9 +312,9 @@ class Run(Row):
     core_seconds: str = column("CPU time of each stage", "JSON, s")
 
 
-TABLES: tuple[type[Row], ...] = (Video, Shot, Look, Turn, Solo, Clip, Loss, Failure, Run)
+TABLES: tuple[type[Row], ...] = (Video, Shot, Look, Turn, Solo, Clip, Track, Loss, Failure, Run)
 
-_ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
+_ARROW = {str: pa.string(), float: pa.float64(), np.float32: pa.float32(), int: pa.int64(), bool: pa.bool_()}
 
 
 def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manifests.schema import TABLES, Row, columns, schema
+from manifests.schema import TABLES, VERSION, Row, columns, schema
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 _PACK = "pack-"
@@ -136,12 +136,16 @@ class ManifestStore:
     def _read_file(self, path: str, wanted: list[str] | None = None) -> pa.Table:
         try:
             with self.filesystem.open_input_file(path) as source:
-                return pq.read_table(source, columns=wanted)
+                found = pq.read_table(source, columns=wanted)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowInvalid) as error:
             advice = "delete it, and the next run makes its rows anew"
             raise ManifestError(f"{path}: not readable as Parquet ({error}); {advice}") from error
+        version = (found.schema.metadata or {}).get(b"schema_version", b"none").decode()
+        if version != VERSION:
+            raise ManifestError(f"{path}: of schema version {version}, this is {VERSION}: choose a new output")
+        return found
 
     def _files(self, table: type[Row]) -> tuple[list[str], list[str]]:
         """The part files and the pack files of a table, sorted."""

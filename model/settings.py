@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +22,12 @@ class SettingsError(Exception):
     """A setting that does not exist, does not fit, or is not there: what, where, what to do."""
 
 
-def option(default: Any, about: str) -> Any:
-    """A field of a config with its line of help."""
+def option(default: Any, about: str, choices: Sequence[Any] = ()) -> Any:
+    """A field of a config with its line of help; choices: the only values it may have."""
+    notes = {"about": about, "choices": tuple(choices)}
     if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"about": about})
-    return dataclasses.field(default=default, metadata={"about": about})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=notes)
+    return dataclasses.field(default=default, metadata=notes)
 
 
 def required(about: str) -> Any:
@@ -57,6 +59,9 @@ def read(
         missing = sorted(key for key in OmegaConf.missing_keys(merged))
         if missing:
             raise SettingsError("not given: " + ", ".join(f"{key}=… ({known[key].about})" for key in missing))
+        for key, setting in known.items():
+            if setting.choices and (value := OmegaConf.select(merged, key)) not in setting.choices:
+                raise SettingsError(f"{key}={value!r}: there is {', '.join(map(str, setting.choices))}")
         return typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
@@ -73,11 +78,12 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One key of a config: its type, default and line of help."""
+    """One key of a config: its type, default, line of help, and the only values it may have, where they are few."""
 
     type: str
     default: Any
     about: str
+    choices: tuple[Any, ...] = ()
 
 
 def describe(config: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
@@ -90,7 +96,7 @@ def describe(config: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         kind_name = kind.__name__ if isinstance(kind, type) else str(kind)
-        yield name, Setting(kind_name, default, field.metadata.get("about", ""))
+        yield name, Setting(kind_name, default, field.metadata.get("about", ""), field.metadata.get("choices", ()))
 
 
 def usage(config: type, about: str) -> str:
@@ -105,6 +111,7 @@ def usage(config: type, about: str) -> str:
 def main(config: type[Config], about: str, work: Callable[[Config], int], **reading: Any) -> None:
     """Run a script's work on the config of its command line; exits 2 with one line when the settings are wrong."""
     if {"-h", "--help"} & set(sys.argv[1:]):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no error
         print(usage(config, about))
         raise SystemExit(0)
     try:

@@ -59,11 +59,13 @@ class CenterFace:
         """Faces by falling score. image_HWC: uint8 RGB."""
         longest = max(image_HWC.shape[:2])
         for side in sorted({min(side, longest) for side in self.sides}):
-            if faces := self._look(image_HWC, side):
+            if faces := self.at(image_HWC, side):
                 return faces
         return []
 
-    def _look(self, image_HWC: np.ndarray, side: int) -> list[Face]:
+    def at(self, image_HWC: np.ndarray, side: int) -> list[Face]:
+        """The same with the picture's long side shrunk to so many pixels."""
+        side = min(side, max(image_HWC.shape[:2]))
         height, width = (max(1, round(n * side / max(image_HWC.shape[:2]))) for n in image_HWC.shape[:2])
         shown = cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_AREA)
         padded = np.zeros((1, 3, height + -height % _BLOCK, width + -width % _BLOCK), np.float32)

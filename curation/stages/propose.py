@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from curation.config import ProposeConfig
-from manifests.schema import Clip, Look, Loss, Shot, Solo, Turn, Video, short_hash
+from manifests.schema import UNMEASURED, Clip, Look, Loss, Shot, Solo, Turn, Video, short_hash
 
 NO_PICTURES = "outside the pictures"
 NO_FACE = "no face"
@@ -117,7 +117,7 @@ class Propose:
             time_base=video.time_base,
             duration=float((end - start) * tick),
             speaker=piece.speaker,
-            faces_max=max(near, default=0),
+            faces_seen=max(near, default=0),
             path=video.path,
             source_set=video.source_set,
             licence=video.licence,
@@ -126,6 +126,7 @@ class Propose:
             height=video.height,
             fps=video.fps,
             models=self.models,
+            **vars(UNMEASURED),
         )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from curation.backends import shots as cutting
 from curation.backends.faces import CenterFace, Face
 from curation.config import ScanConfig
+from curation.measures.picture import sharpness
 from model import media, weights
 
 NOT_ASKED = "not asked for"
@@ -446,12 +447,7 @@ def _shrunk(image_HWC: np.ndarray, side: int) -> np.ndarray:
 
 
 def _sharpness(image_HWC: np.ndarray) -> float:
-    """Variance of luma's Laplacian with the picture's long side at SIDE pixels."""
-    luma = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
-    if (longest := max(luma.shape)) != SIDE:
-        size = tuple(max(1, round(side * SIDE / longest)) for side in luma.shape[::-1])
-        luma = cv2.resize(luma, size, interpolation=cv2.INTER_CUBIC)
-    return float(cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))[1][0, 0] ** 2)
+    return sharpness(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY))
 
 
 def _joined(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The whole job against the chain of tools that a user would run instead, on the same films.
 
-  python tests/bench/bench_job.py [minutes, in films of two]
+  python tests/bench/bench_job.py [--minutes 10, in films of two] [--folder where/the/films/are/kept]
 
 The chain, film by film: PySceneDetect's command line finds the shots and splits the film into files (FFmpeg re-encodes
 them, as it does by default); then, for each file, one script looks for faces about once a second and one tells the
@@ -16,6 +16,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import argparse
 import os
 import subprocess
 import tempfile
@@ -55,9 +56,11 @@ def chain(films: list[Path], folder: Path) -> None:
 
 def job(films: list[Path], folder: Path) -> None:
     """What we offer."""
-    run = [sys.executable, "curation/run.py", f"input={films[0].parent}", f"output={folder}/data"]
+    listed = folder / "films.txt"
+    listed.write_text("\n".join(map(str, films)))
+    run = [sys.executable, "curation/run.py", f"input={listed}", f"output={folder}/data"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*run, "listen.quality=false"], check=True, cwd=ROOT, **quiet)
+    subprocess.run([*run, "until=propose", "listen.quality=false"], check=True, cwd=ROOT, **quiet)
 
 
 def timed(work: Callable[[list[Path], Path], None], films: list[Path]) -> tuple[float, float]:
@@ -74,16 +77,22 @@ def busy() -> float:
     return times.user + times.nice + times.system
 
 
-def main(minutes: float) -> None:
-    count = max(1, round(minutes / FILM_MINUTES))
-    with tempfile.TemporaryDirectory() as folder:
-        films = [interview(Path(folder) / f"{n}.mp4", FILM_MINUTES, first=n * 7) for n in range(count)]
-        ours, theirs = timed(job, films), timed(chain, films)
-    print(f"{count} edited interviews of {FILM_MINUTES:g} minutes, {SIZE[0]}x{SIZE[1]}, 25 fps, h264")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "talkreel-bench-job")
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    films = [asked.folder / f"{n}.mp4" for n in range(max(1, round(asked.minutes / FILM_MINUTES)))]
+    for n, film in enumerate(films):
+        if not film.exists():
+            interview(film, FILM_MINUTES, first=n * 7)
+    ours, theirs = timed(job, films), timed(chain, films)
+    print(f"{len(films)} edited interviews of {FILM_MINUTES:g} minutes, {SIZE[0]}x{SIZE[1]}, 25 fps, h264")
     print(f"  the job:   {ours[0]:7.1f} s, {ours[1]:7.1f} core-seconds")
     print(f"  the chain: {theirs[0]:7.1f} s, {theirs[1]:7.1f} core-seconds")
     print(f"  chain / job: {theirs[0] / ours[0]:.1f} x in time, {theirs[1] / ours[1]:.1f} x in core-seconds")
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 10.0)
+    main()

@@ -29,7 +29,7 @@ def interview(path: Path, minutes: float, shot_seconds: float = 4.0, first: int 
     shots = int(minutes * 60 / shot_seconds)
     chosen = _cuts(first, shots, shot_seconds)
     sound = np.concatenate([_fit(media.audio(film, span, RATE), shot_seconds) for film, span in chosen])
-    media.encode(path, _pictures(chosen), Fraction(25), sound, RATE)
+    media.encode(path, _pictures(chosen), Fraction(25), sound, RATE, preset="veryfast")
     return path
 
 

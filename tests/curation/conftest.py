@@ -27,7 +27,15 @@ def cluster(tmp_path_factory) -> Iterator[jobs.Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(films, cluster, tmp_path_factory) -> tuple[Path, str]:
-    """The output of a run on the demo's footage that nothing disturbed, and what it printed."""
+    """The output of a run on the demo's footage that nothing disturbed, up to `propose`, and what it printed."""
     output = tmp_path_factory.mktemp("undisturbed")
     said = jobs.run([f"input={films}/sources.csv", f"output={output}"], cluster.environment)
+    return output, said
+
+
+@pytest.fixture(scope="session")
+def scored(films, cluster, tmp_path_factory) -> tuple[Path, str]:
+    """The same of a whole run, scores and all."""
+    output = tmp_path_factory.mktemp("scored")
+    said = jobs.run([f"input={films}/sources.csv", f"output={output}", "until=score"], cluster.environment)
     return output, said

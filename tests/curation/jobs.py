@@ -59,7 +59,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def start(arguments: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
-    """`python curation/run.py …`, on the environment's cluster or a Ray of its own."""
+    """`python curation/run.py …`, on the environment's cluster or a Ray of its own; scores only if asked for."""
+    if not any(argument.startswith("until=") for argument in arguments):
+        arguments = [*arguments, "until=propose"]
     return subprocess.Popen(
         [sys.executable, "curation/run.py", *arguments],
         cwd=ROOT,

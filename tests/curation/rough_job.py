@@ -30,10 +30,10 @@ class Rough(Step):
     def builder(self) -> Callable[[], Callable[..., Any]]:
         return rough_stages.build
 
-    def arguments(self, store: Any, source: Source, video: Any) -> tuple:
-        return (source.path,)
+    def tasks(self, store: Any, source: Source, video: Any) -> dict[str, tuple]:
+        return {source.source_id: (source.path,)}
 
-    def save(self, store: Any, source: Source, video: Any, result: Any) -> Any:
+    def save(self, store: Any, source: Source, video: Any, results: dict[str, Any]) -> Any:
         return Saved()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import re
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from manifests.schema import Clip, Failure, Loss, Run, Video
+from manifests.schema import Clip, Failure, Loss, Run, Track, Video
 from manifests.store import ManifestStore
 from tests.curation import jobs
 from tests.curation.mutations import mutate
@@ -34,7 +35,7 @@ def everything(output: Path, table: type) -> list:
 
 def test_every_input_is_accounted_for(films, undisturbed):
     output, said = undisturbed
-    done = {Path(row["path"]).name for row in everything(output, Video) if row["status"] == "done"}
+    done = {Path(row["path"]).name for row in everything(output, Video) if row["status"] == "proposed"}
     failed = {Path(row["path"]).name for row in everything(output, Failure)}
     assert done | failed == {path.name for path in films.iterdir()} - {"sources.csv"}
     assert failed == {"broken.mp4"}
@@ -95,7 +96,7 @@ def test_a_copy_is_told_from_its_original(films, cluster, tmp_path):
     output = tmp_path / "output"
     said = jobs.run([f"input={tmp_path}", f"output={output}"], cluster.environment)
     assert sorted((Path(row["path"]).name, row["status"]) for row in everything(output, Video)) == [
-        ("a.mp4", "done"),
+        ("a.mp4", "proposed"),
         ("b.mp4", "duplicate"),
     ]
     assert "same content as another input" in said
@@ -179,19 +180,79 @@ def test_footage_and_manifests_in_a_bucket(films, bucket, cluster, undisturbed, 
     assert clips and [row["clip_id"] for row in clips] == [row["clip_id"] for row in local]
 
 
+# Scores ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_clip_is_scored_and_bound_to_the_one_who_speaks(scored):
+    output, said = scored
+    clips = {Path(row["path"]).name: row for row in everything(output, Clip)}
+    assert {name: (row["status"], row["binding"], row["person"]) for name, row in clips.items()} == dict.fromkeys(
+        ("jwpIntro.mp4", "testMovie.mp4", "obama_speech.mp4"), ("scored", "speaks", "P0")
+    )
+    both = [row for row in everything(output, Track) if row["clip_id"] == clips["obama_speech.mp4"]["clip_id"]]
+    assert [row["person"] for row in both] == ["P0", "P1"]
+    speaker, listener = sorted(both, key=lambda row: -row["lip_sync"])
+    assert clips["obama_speech.mp4"]["track"] == speaker["track"] and max(speaker["right"]) > max(listener["right"])
+    assert "score " in said and "scored" in said
+
+
+def test_proposals_are_those_of_a_run_without_scores(scored, undisturbed):
+    with_scores, without = (jobs.rows(output) for output, _ in (scored, undisturbed))
+    for table in ("shots", "looks", "turns", "solos", "losses", "failures"):
+        assert with_scores[table] == without[table]
+
+
+def test_scoring_follows_up_on_a_run_that_stopped_before_it(films, scored, undisturbed, cluster, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(undisturbed[0], output)
+    jobs.run([f"input={films}/sources.csv", f"output={output}", "until=score"], cluster.environment)
+    assert jobs.rows(output) == jobs.rows(scored[0])
+    run = max(everything(output, Run), key=lambda row: row["started"])
+    assert '"scan": 0.0' in run["core_seconds"] and '"listen": 0.0' in run["core_seconds"]
+
+
+def test_labels_that_change_leave_the_scores_alone(films, scored, cluster, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(scored[0], output)
+    with (films / "sources.csv").open() as source:
+        _, *rows = csv.reader(source)
+    with (tmp_path / "relabelled.csv").open("w", newline="") as sink:
+        labelled = [(films / name, "package", "asked for", title) for name, _, _, title in rows]
+        csv.writer(sink).writerows([("path", "source_set", "licence", "title"), *labelled])
+    jobs.run([f"input={tmp_path}/relabelled.csv", f"output={output}", "until=score"], cluster.environment)
+    run = max(everything(output, Run), key=lambda row: row["started"])
+    assert '"score": 0.0' in run["core_seconds"]
+    assert {(row["status"], row["licence"]) for row in everything(output, Clip)} == {("scored", "asked for")}
+
+
+def test_a_clip_that_cannot_be_scored_is_a_failure_of_its_own(films, undisturbed, cluster, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(undisturbed[0], output)
+    arguments = [f"input={films}/sources.csv", f"output={output}", "until=score", "resources.score.memory_gb=0.05"]
+    said = jobs.run(arguments, cluster.environment)
+    clips = everything(output, Clip)
+    assert {(row["status"], *row["unmeasured"]) for row in clips} == {("failed", "all: see the table failures")}
+    failures = {row["key"]: row["error"] for row in everything(output, Failure) if row["stage"] == "score"}
+    assert failures == {row["clip_id"]: "MemoryLimit" for row in clips}
+    assert "MemoryLimit" in said or "more than 0.05 GB" in said
+    said = jobs.run([*arguments[:3], "retry=true"], cluster.environment)
+    assert {row["status"] for row in everything(output, Clip)} == {"scored"}
+    assert not [row for row in everything(output, Failure) if row["stage"] == "score"]
+
+
 # Kills -------------------------------------------------------------------------------------------------------------
 
 
 def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
     """A run with a kill -9 at a seeded moment, then the same command again until it ends by itself."""
     dice = random.Random(seed)
-    arguments = [f"input={films}/sources.csv", f"output={output}"]
+    arguments = [f"input={films}/sources.csv", f"output={output}", "until=score"]
     job = jobs.start(arguments, jobs.own_ray())
     drain = threading.Thread(target=job.communicate, daemon=True)
     drain.start()
     try:
         if who == "driver":
-            moment = dice.uniform(2, 28)
+            moment = dice.uniform(2, 40)
             jobs.wait_for(
                 lambda: job.poll() is not None or psutil.Process(job.pid).create_time() < time.time() - moment, 90
             )
@@ -201,7 +262,7 @@ def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
         else:
             find = jobs.stage_processes if who == "stage" else jobs.ray_workers
             jobs.wait_for(lambda: find(job.pid) or job.poll() is not None, 90)
-            time.sleep(dice.uniform(0, 8))
+            time.sleep(dice.uniform(0, 16))
             victims = find(job.pid) if job.poll() is None else []
             if victims:
                 dice.choice(victims).kill()
@@ -214,18 +275,18 @@ def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
 
 
 @pytest.mark.parametrize(("who", "seed"), [("driver", 1), ("worker", 2), ("stage", 3)])
-def test_a_kill_changes_nothing(films, undisturbed, tmp_path, who, seed):
+def test_a_kill_changes_nothing(films, scored, tmp_path, who, seed):
     interrupted(films, tmp_path / "output", seed, who)
-    assert jobs.rows(tmp_path / "output") == jobs.rows(undisturbed[0])
+    assert jobs.rows(tmp_path / "output") == jobs.rows(scored[0])
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("who", ["driver", "worker", "stage"])
-def test_no_kill_changes_anything(films, undisturbed, tmp_path, who, seed):
+def test_no_kill_changes_anything(films, scored, tmp_path, who, seed):
     interrupted(films, tmp_path / "output", 100 + seed, who)
-    assert jobs.rows(tmp_path / "output") == jobs.rows(undisturbed[0])
+    assert jobs.rows(tmp_path / "output") == jobs.rows(scored[0])
 
 
 def test_two_runs_at_once_do_not_disturb_each_other(films, undisturbed, cluster, tmp_path):
@@ -249,7 +310,7 @@ def test_ray_job_submit(films, undisturbed, cluster, tmp_path):
     command = [
         *[sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard],
         *["--working-dir", str(checkout), "--", "python", "curation/run.py"],
-        *[f"input={films}/sources.csv", f"output={output}"],
+        *[f"input={films}/sources.csv", f"output={output}", "until=propose"],
     ]
     deadline = time.monotonic() + 120
     while True:
@@ -334,7 +395,7 @@ def accounted_for(paths: list[Path], output: Path, environment: dict[str, str]) 
     failures = {row["path"]: row for row in everything(output, Failure)}
     assert set(videos) | set(failures) == set(map(str, paths))
     for path, status in videos.items():
-        assert status in ("done", "duplicate") or path in failures, (path, status)
+        assert status in ("proposed", "duplicate") or path in failures, (path, status)
     for path, row in failures.items():
         assert len(row["message"]) > 10 and row["error"] in ("MediaError", "TimeLimit", "MemoryLimit"), (path, row)
 

@@ -20,6 +20,7 @@ class Inner:
 class Config:
     input: str = required("where from")
     flag: bool = option(False, "whether")
+    mode: str = option("fast", "how", ("fast", "slow"))
     inner: Inner = field(default_factory=Inner)
 
 
@@ -27,7 +28,7 @@ def test_later_arguments_win_over_files_and_files_over_defaults(tmp_path):
     file = tmp_path / "some.yaml"
     file.write_text("flag: true\ninner: {count: 5, sizes: [1, 2]}\n")
     config = read(Config, [str(file), "input=/a", "inner.count=7"])
-    assert config == Config("/a", True, Inner(7, None, [1.0, 2.0]))
+    assert config == Config("/a", True, "fast", Inner(7, None, [1.0, 2.0]))
 
 
 @pytest.mark.parametrize("path", ["/a b.mp4", "/${x}: [y].mp4", "a=b", "{", "'", "null.mp4", "1e5", "/a\nb"])
@@ -45,6 +46,7 @@ def test_text_is_taken_as_it_stands(path):
         (["input=a", "inner.count=many"], "inner.count: .*'many'.*Integer"),
         (["input=a", "inner=3"], "inner"),
         (["input=a", "loose"], "'loose': neither key=value nor a .yaml file"),
+        (["input=a", "mode=fats"], "mode='fats': there is fast, slow"),
         (["input=a", "missing.yaml"], "missing.yaml: no such file"),
     ],
 )
