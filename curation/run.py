@@ -59,6 +59,8 @@ def curate(config: CurationConfig) -> int:
     if config.dry_run:
         say(*estimate(backlog, work))
         return 0
+    if config.until == "score" and not config.score.syncnet:
+        say("sync_c, sync_d and sync_offset stay null: score.syncnet names no weights (syncnet_v2.model)")
     started, failed = time.time(), 0
     spent = dict.fromkeys((step.name for step in work), 0.0)
     if backlog.files:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -101,6 +102,40 @@ def _exact(threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+class Cropper:
+    """`crops` for frames that come one by one with their boxes: each is cut once the six behind it are known.
+
+    A gap of more than 12 pictures is cut where the face was last seen; `crops`, which knows what follows, would move.
+    """
+
+    def __init__(self) -> None:
+        self._boxes: list[np.ndarray] = []
+        self._held: deque[np.ndarray] = deque(maxlen=_TAPS // 2 + 1)
+        self._place = np.zeros(3)
+        self._crops: list[np.ndarray] = []
+
+    def see(self, image_HWC: np.ndarray, box: np.ndarray) -> None:
+        """The next frame, uint8 [H, W, 3], and the face in it: left, top, right, bottom; NaN while it is lost."""
+        self._held.append(image_HWC)
+        self._boxes.append(box)
+        if len(self._boxes) > _TAPS // 2:
+            self._cut()
+
+    def finish(self) -> list[np.ndarray]:
+        """The crops of all frames; none of fewer than LEAST."""
+        while LEAST <= len(self._boxes) > len(self._crops):
+            self._cut()
+        return self._crops
+
+    def _cut(self) -> None:
+        at = len(self._crops)
+        first = max(0, at - _TAPS // 2)
+        near = places(np.stack(self._boxes[first : at + _TAPS // 2 + 1]))
+        if len(near):
+            self._place = near[at - first]
+        self._crops.append(crop(self._held[at - len(self._boxes)], *self._place.tolist()))
 
 
 # --- the network ------------------------------------------------------------------------------------------

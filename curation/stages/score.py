@@ -19,6 +19,7 @@ from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.lips import LipSync
 from curation.backends.sound import Dnsmos
+from curation.backends.syncnet import SyncNet
 from curation.backends.tracks import Tracker
 from curation.config import ScoreConfig
 from curation.measures.camera import camera_motion
@@ -38,6 +39,8 @@ from model.encoders.speech import WhisperEncoder
 RATE = 16_000
 PRESENT = 0.5
 """A face on show for less of the time than the one on show longest, times this, is not the clip's."""
+SYNC_SEEN = 0.9
+"""Share of the frames that has to show a face for SyncNet to judge it."""
 RATED_SECONDS = 1.0
 """Shorter sound is not rated: DNSMOS repeats it until it fills its window, which rates the repetition."""
 
@@ -57,6 +60,7 @@ class Score:
         self.lips = LipSync(WhisperEncoder(weights.path("whisper-tiny.en"), threads), config.files()[0])
         self.rate = Dnsmos(weights.path("dnsmos"), threads, every=9)
         self.recognise = _face_encoder(config, threads)
+        self.syncnet = SyncNet(Path(config.syncnet), config.device, threads) if config.syncnet else None
         cv2.setNumThreads(threads)
 
     def __call__(self, source: Path, clip: Clip, turns: Sequence[Turn]) -> Scored:
@@ -76,7 +80,8 @@ class Score:
                     f"not looked at, as {wanted.column} is {number:.3g} and {wanted} was asked for", "the picture"
                 )
                 return Scored(sheet.metrics(), [], [], self.recognise.same)
-        view = Viewing(math.ceil((span.end - span.start) * FPS), self.landmarks, self.recognise, self.samples)
+        frames = math.ceil((span.end - span.start) * FPS)
+        view = Viewing(frames, self.landmarks, self.recognise, self.samples, crops=self.syncnet is not None)
         for image, sights in Tracker(self.find)(media.frames(source, span, Fraction(FPS))):
             view.see(image, sights)
         heard = "no sound" if sound is None else self.lips.hear(sound)
@@ -89,7 +94,8 @@ class Score:
             sheet.lack("no face", *FACE_COLUMNS)
         else:
             _face(sheet, main, view)
-            _sync(sheet, main, lips)
+            _lips(sheet, main, lips)
+            self._sync(sheet, main, sound)
         tracks = [_track(clip, face, lips[face.number]) for face in faces]
         return Scored(sheet.metrics(), tracks, [face.embeddings_KD for face in faces], self.recognise.same)
 
@@ -105,6 +111,21 @@ class Score:
             sheet.lack("silent", *RATED)
         else:
             sheet.put(**dict(zip(RATED, self.rate(sound), strict=True)))
+
+
+    def _sync(self, sheet: Sheet, face: Face, sound: np.ndarray | None) -> None:
+        columns = ("sync_c", "sync_d", "sync_offset")
+        seen = float(face.seen_T.mean())
+        if self.syncnet is None:
+            return sheet.lack("score.syncnet names no weights", *columns)
+        if sound is None:
+            return sheet.lack("no sound", *columns)
+        if seen < SYNC_SEEN:
+            return sheet.lack(f"the face is on show in {seen:.0%} of the frames, {SYNC_SEEN:.0%} needed", *columns)
+        found = self.syncnet(face.crops, sound[int(face.seen_T.argmax()) * RATE // FPS :])
+        if found is None:
+            return sheet.lack("shorter than SyncNet's window", *columns)
+        sheet.put(sync_c=found.confidence, sync_d=found.distance, sync_offset=found.offset)
 
 
 class Sheet:
@@ -141,7 +162,7 @@ SOUND_COLUMNS = ("speech_share", "overlap_share", "speakers", "level", "clipped"
 FACE_COLUMNS = (
     *("face_share", "landmark_share", "face_ratio", "face_px", "face_sharpness", "yaw_abs", "pitch_abs", "roll_abs"),
     *("yaw_p95", "pitch_p95", "roll_p95", "head_rotation_speed", "head_travel_speed", "subject_motion"),
-    *("identity_min", "identity_mean", "mouth_motion", "lip_sync", "lip_offset"),
+    *("identity_min", "identity_mean", "mouth_motion", "lip_sync", "lip_offset", "sync_c", "sync_d", "sync_offset"),
 )
 
 
@@ -207,7 +228,7 @@ def _face(sheet: Sheet, face: Face, view: Viewing) -> None:
 _ANGLES = ("yaw", "pitch", "roll")
 
 
-def _sync(sheet: Sheet, face: Face, lips: Mapping[int, Lips]) -> None:
+def _lips(sheet: Sheet, face: Face, lips: Mapping[int, Lips]) -> None:
     score = lips[face.number]
     if isinstance(score, str):
         sheet.lack(score, "lip_sync", "lip_offset")

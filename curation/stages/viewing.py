@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
 from curation.backends.landmarks import Landmarker, Landmarks
+from curation.backends.syncnet import Cropper
 from curation.backends.tracks import Sight
 from curation.measures import picture
 from curation.measures.camera import Camera, small, to_heights
@@ -34,7 +35,7 @@ class Face:
 
     boxes_T4, lips_T4: left, top, right, bottom, pixels. points_T52: eyes, nose, corners of the mouth. mouth_TD: as
     measures/lips.py takes it. opening_T: distance of the inner lips over the mouth's width. sharpness, embeddings_KD:
-    of some frames.
+    of some frames. crops: for SyncNet, from the first frame that shows the face on; none unless asked for.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Face:
     opening_T: np.ndarray
     sharpness: tuple[float, ...]
     embeddings_KD: np.ndarray
+    crops: Sequence[np.ndarray]
 
     @property
     def seen_T(self) -> np.ndarray:
@@ -76,6 +78,7 @@ class _Track:
     landmarks: dict[int, Landmarks] = field(default_factory=dict)
     sharpness: list[float] = field(default_factory=list)
     embeddings: list[np.ndarray] = field(default_factory=list)
+    cropper: Cropper | None = None
     last: int = -1
     weight: float = 0.0
 
@@ -118,6 +121,7 @@ class _Track:
             opening_T=rows({index: np.array(_opening(found)) for index, found in self.landmarks.items()}),
             sharpness=tuple(self.sharpness),
             embeddings_KD=np.stack(self.embeddings) if self.embeddings else np.zeros((0, 0), np.float32),
+            crops=self.cropper.finish() if self.cropper else (),
         )
 
 
@@ -129,14 +133,20 @@ def _opening(found: Landmarks) -> float:
 class Viewing:
     """Watches a clip frame by frame."""
 
-    def __init__(self, frames: int, landmarks: Landmarker, recognise: FaceEncoder, samples: int) -> None:
-        """frames: about how many there will be. samples: how many embeddings of a face are wanted over them."""
+    def __init__(
+        self, frames: int, landmarks: Landmarker, recognise: FaceEncoder, samples: int, crops: bool = False
+    ) -> None:
+        """frames: about how many there will be. samples: how many embeddings of a face are wanted over them.
+
+        crops: whether SyncNet is to see the faces.
+        """
         self.count = 0
         self.faces_max = 0
         self.shape = (0, 0)
         self.sharpness: list[float] = []
         self._landmarks, self._recognise = landmarks, recognise
         self._due = [int((sample + 0.5) * frames / samples) for sample in range(samples)]
+        self._crops = crops
         self._tracks: dict[int, _Track] = {}
         self._camera, self._flow = Camera(), Flow()
         self._steps: list[np.ndarray] = []
@@ -150,7 +160,12 @@ class Viewing:
         self.faces_max = max(self.faces_max, len(sights))
         largest = sorted(sights, key=lambda number: -float(np.prod(sights[number].box[2:] - sights[number].box[:2])))
         for number in largest:
-            self._tracks.setdefault(number, _Track(number)).see(index, sights[number])
+            if number not in self._tracks:
+                self._tracks[number] = _Track(number, cropper=Cropper() if self._crops else None)
+            self._tracks[number].see(index, sights[number])
+        for track in self._tracks.values():
+            if track.cropper:
+                track.cropper.see(image_HWC, track.sights[index].box if index in track.sights else np.full(4, np.nan))
         for track in (self._tracks[number] for number in largest[:FACES]):
             self._study(index, image_HWC, track)
         luma_HW = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)

@@ -10,7 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+from curation.backends.syncnet import Cropper, crops
 from curation.config import ScoreConfig
 from curation.stages.link import Scored
 from curation.stages.score import RATE, Score
@@ -18,6 +20,7 @@ from manifests.bounds import BoundError
 from manifests.schema import UNMEASURED, Clip, Metrics, Track, Turn
 from manifests.store import to_arrow
 from model import media, weights
+from tests.curation.syncnet_package import Published
 
 FPS = Fraction(25)
 
@@ -187,6 +190,23 @@ def test_turned_footage_gives_what_upright_footage_gives(score, pictures, plain,
     path = written(tmp_path / "turned.mp4", turned, times, rotation=90)
     assert (media.probe(path).video.width, media.probe(path).video.rotation) == (640, 90)
     same(scored(score, path).metrics, plain)
+
+
+def test_with_weights_syncnet_scores_the_bound_face(score, speaker, tmp_path):
+    torch.manual_seed(0)
+    torch.save(Published().state_dict(), tmp_path / "syncnet_v2.model")
+    metrics = scored(Score(ScoreConfig(syncnet=str(tmp_path / "syncnet_v2.model"))), speaker).metrics
+    assert not {"sync_c", "sync_d", "sync_offset"} & nulls(metrics)
+    assert metrics.sync_d > 0 and -15 <= metrics.sync_offset <= 15
+
+
+def test_crops_cut_as_frames_come_are_those_cut_with_all_boxes_known(pictures):
+    path = np.linspace(0, 60, 40)[:, None] + [150.0, 100, 390, 380]
+    boxes_T4 = path + np.random.default_rng(0).normal(0, 5, (40, 4))
+    cropper = Cropper()
+    for picture, box in zip(pictures, boxes_T4, strict=False):
+        cropper.see(picture, box)
+    assert np.array_equal(cropper.finish(), list(crops(pictures[:40], boxes_T4)))
 
 
 # --- the clock and the shape of the picture -------------------------------------------------------------------
