@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -17,9 +16,10 @@ from curation.config import ScoreConfig
 from curation.stages.link import Scored
 from curation.stages.score import RATE, Score
 from manifests.bounds import BoundError
-from manifests.schema import UNMEASURED, Clip, Metrics, Track, Turn
+from manifests.schema import Metrics, Track, Turn
 from manifests.store import to_arrow
 from model import media, weights
+from tests.curation.clips import clip
 from tests.curation.syncnet_package import Published
 
 FPS = Fraction(25)
@@ -55,23 +55,11 @@ def plain(score, pictures, sound, tmp_path_factory) -> Metrics:
     return scored(score, path).metrics
 
 
-def whole(path: Path) -> Clip:
-    """A file as one clip."""
-    probe = media.probe(path)
-    assert probe.video is not None
-    seconds, tick = float(probe.duration), probe.video.time_base
-    where = {"start": 0.0, "end": seconds, "start_ticks": 0, "end_ticks": round(seconds / tick), "duration": seconds}
-    size = {"width": probe.video.width, "height": probe.video.height, "fps": float(probe.video.fps)}
-    labels = dict.fromkeys(("source_set", "licence", "url", "models"), "")
-    named = {"video_id": "v", "clip_id": "c", "shot": 0, "speaker": "S0", "faces_seen": 1, "time_base": str(tick)}
-    return Clip(**named, **where, **size, **labels, path=str(path), **vars(UNMEASURED))
-
-
 def scored(score: Score, path: Path, speech: tuple[float, float] | None = None) -> Scored:
     """The file scored as one clip in which somebody speaks throughout, or from .. to."""
-    clip = whole(path)
-    start, end = speech or (clip.start, clip.end)
-    return score(path, clip, [Turn("v", start, end, "S0", 0, 0, 0, None, None, None)])
+    film = clip(path)
+    start, end = speech or (film.start, film.end)
+    return score(path, film, [Turn("v", start, end, "S0", 0, 0, 0, None, None, None)])
 
 
 def reasons(metrics: Metrics) -> dict[str, str]:
@@ -161,11 +149,11 @@ def test_sound_that_is_planted_late_is_found_so(score, pictures, sound, plain, t
 
 
 def test_shares_of_speech_come_from_the_turns(score, speaker):
-    clip = whole(speaker)
+    film = clip(speaker)
     turns = [Turn("v", a, b, who, 0, 0, 0, None, None, None) for a, b, who in [(-1, 2, "S0"), (1, 3, "S1")]]
-    metrics = score(speaker, clip, turns).metrics
-    assert metrics.speech_share == pytest.approx(3 / clip.duration)
-    assert metrics.overlap_share == pytest.approx(1 / clip.duration)
+    metrics = score(speaker, film, turns).metrics
+    assert metrics.speech_share == pytest.approx(3 / film.duration)
+    assert metrics.overlap_share == pytest.approx(1 / film.duration)
     assert metrics.speakers == 2
 
 
@@ -252,9 +240,7 @@ def same(metrics: Metrics, plain: Metrics) -> None:
 
 
 def test_footage_at_29_97_gives_what_its_25_fps_encoding_gives(score, speaker, plain):
-    clip = dataclasses.replace(whole(speaker), end=5.0, duration=5.0)
-    clip = dataclasses.replace(clip, end_ticks=round(5 / Fraction(clip.time_base)))
-    same(score(speaker, clip, [Turn("v", 0, 5, "S0", 0, 0, 0, None, None, None)]).metrics, plain)
+    same(score(speaker, clip(speaker, 0.0, 5.0), [Turn("v", 0, 5, "S0", 0, 0, 0, None, None, None)]).metrics, plain)
 
 
 def test_a_varying_rate_gives_what_25_fps_gives(score, pictures, plain, tmp_path):
