@@ -50,6 +50,9 @@ lint: $(INSTALLED) ## ruff and mypy
 bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md, as ratios within one run
 	$(RUN) tests/bench/bench_scan.py
 	$(RUN) tests/bench/bench_job.py
+	$(RUN) tests/bench/bench_score.py
+	$(RUN) tests/bench/bench_motion.py
+	$(RUN) tests/bench/bench_syncnet.py
 	$(RUN) tests/bench/bench_ray.py
 
 clean: ## everything that make made, but not the cache of model files

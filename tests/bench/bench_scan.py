@@ -2,7 +2,7 @@
 
     python tests/bench/bench_scan.py [--rounds 5] [--folder where/the/films/are/kept]
 
-Budgets (DESIGN.md, section 7): `full` at most 1.0 on talking footage, `sparse` at most 0.2 on footage without faces.
+Budgets: `full` at most 1.0 on talking footage, `sparse` at most 0.2 on footage without faces.
 The films are made once, from ../shared/footage, or else out of registry packages (see model/weights.yaml). Rounds
 alternate bare decodes and scans; a ratio is the median over rounds of scan / bare. Exits 1 above a budget.
 """
