@@ -80,6 +80,7 @@ class ScoreConfig:
     identity_samples: int = option(4, "face embeddings of a clip")
     insightface: str = option("", "insightface: its root folder, which holds models/buffalo_l")
     lips: str = option("", "parameters of the built-in lip/audio score, as fit_lips.py writes them; empty: ours")
+    text: bool = option(False, "look for writing (text_share); about 0.03 core-seconds a second of clip")
     syncnet: str = option("", "file of SyncNet's weights (syncnet_v2.model); empty: no sync_c, sync_d, sync_offset")
     device: str = option("cpu", "where SyncNet runs: cpu or cuda", ("cpu", "cuda"))
     cascade: list[str] = option(
@@ -89,7 +90,8 @@ class ScoreConfig:
     def models(self) -> list[str]:
         """Catalogue entries that scoring needs."""
         needed = ["centerface", "face-landmarker", "whisper-tiny.en", "dnsmos"]
-        return needed + (["dlib-face"] if self.identity == "dlib" else [])
+        needed += ["dlib-face"] if self.identity == "dlib" else []
+        return needed + (["text-detection"] if self.text else [])
 
     def files(self) -> list[Path]:
         """Files of parameters that scoring reads beside those of the catalogue."""

@@ -224,6 +224,7 @@ class Metrics:
     sharpness: float | None = column("median variance of luma's Laplacian, long side at 640 pixels")
     face_sharpness: float | None = column("the same of the face, 224 pixels high")
     letterbox: float | None = column("share of the picture that is black bars")
+    text_share: float | None = column("share of the picture that is writing, least of its looks", source="PaddleOCR")
 
 
 UNMEASURED = Metrics(**{field.name: [] if "list" in field.type else None for field in dataclasses.fields(Metrics)})  # type: ignore

@@ -20,6 +20,7 @@ from curation.backends.landmarks import Landmarker
 from curation.backends.lips import LipSync
 from curation.backends.sound import Dnsmos
 from curation.backends.syncnet import SyncNet
+from curation.backends.text import TextDetector
 from curation.backends.tracks import Tracker
 from curation.config import ScoreConfig
 from curation.measures.camera import camera_motion
@@ -60,6 +61,7 @@ class Score:
         self.lips = LipSync(WhisperEncoder(weights.path("whisper-tiny.en"), threads), config.files()[0])
         self.rate = Dnsmos(weights.path("dnsmos"), threads, every=9)
         self.recognise = _face_encoder(config, threads)
+        self.text = TextDetector(weights.path("text-detection"), threads) if config.text else None
         self.syncnet = SyncNet(Path(config.syncnet), config.device, threads) if config.syncnet else None
         cv2.setNumThreads(threads)
 
@@ -81,7 +83,8 @@ class Score:
                 )
                 return Scored(sheet.metrics(), [], [], self.recognise.same)
         frames = math.ceil((span.end - span.start) * FPS)
-        view = Viewing(frames, self.landmarks, self.recognise, self.samples, crops=self.syncnet is not None)
+        crops = self.syncnet is not None
+        view = Viewing(frames, self.landmarks, self.recognise, self.samples, self.text, crops)
         for image, sights in Tracker(self.find)(media.frames(source, span, Fraction(FPS))):
             view.see(image, sights)
         heard = "no sound" if sound is None else self.lips.hear(sound)
@@ -111,7 +114,6 @@ class Score:
             sheet.lack("silent", *RATED)
         else:
             sheet.put(**dict(zip(RATED, self.rate(sound), strict=True)))
-
 
     def _sync(self, sheet: Sheet, face: Face, sound: np.ndarray | None) -> None:
         columns = ("sync_c", "sync_d", "sync_offset")
@@ -186,6 +188,8 @@ def _picture(sheet: Sheet, view: Viewing) -> None:
     camera = camera_motion(view.steps_T33, FPS)
     sheet.put("the picture is black throughout", luminance=view.luminance, letterbox=view.letterbox)
     sheet.put("no pictures", sharpness=float(np.median(view.sharpness)) if view.sharpness else None)
+    # What is burnt in stays: writing that is filmed, or a flicker that is taken for writing, does not.
+    sheet.put("score.text=true looks for it", text_share=min(view.text) if view.text else None)
     sheet.put(
         f"the background can be followed in {camera.known:.0%} of the frames",
         camera_pan=camera.pan,

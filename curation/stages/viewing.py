@@ -10,6 +10,7 @@ import numpy as np
 
 from curation.backends.landmarks import Landmarker, Landmarks
 from curation.backends.syncnet import Cropper
+from curation.backends.text import TextDetector
 from curation.backends.tracks import Sight
 from curation.measures import picture
 from curation.measures.camera import Camera, small, to_heights
@@ -21,6 +22,8 @@ from model.encoders.face import FaceEncoder, five_points
 FPS = 25
 FACES = 3
 """Faces of a frame, the largest, whose landmarks are looked for."""
+TEXT_EVERY = 100
+"""Frames from one look for writing to the next."""
 LOST = 25
 """Frames for which somebody whose face is lost is taken to be where it was."""
 SHARP_EVERY = 25
@@ -134,19 +137,26 @@ class Viewing:
     """Watches a clip frame by frame."""
 
     def __init__(
-        self, frames: int, landmarks: Landmarker, recognise: FaceEncoder, samples: int, crops: bool = False
+        self,
+        frames: int,
+        landmarks: Landmarker,
+        recognise: FaceEncoder,
+        samples: int,
+        text: TextDetector | None = None,
+        crops: bool = False,
     ) -> None:
         """frames: about how many there will be. samples: how many embeddings of a face are wanted over them.
 
-        crops: whether SyncNet is to see the faces.
+        text: what looks for writing, if wanted. crops: whether SyncNet is to see the faces.
         """
         self.count = 0
         self.faces_max = 0
         self.shape = (0, 0)
         self.sharpness: list[float] = []
+        self.text: list[float] = []
         self._landmarks, self._recognise = landmarks, recognise
         self._due = [int((sample + 0.5) * frames / samples) for sample in range(samples)]
-        self._crops = crops
+        self._text, self._crops = text, crops
         self._tracks: dict[int, _Track] = {}
         self._camera, self._flow = Camera(), Flow()
         self._steps: list[np.ndarray] = []
@@ -171,6 +181,8 @@ class Viewing:
         luma_HW = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
         if index % SHARP_EVERY == 0:
             self.sharpness.append(picture.sharpness(luma_HW))
+            if self._text and index % TEXT_EVERY == 0:
+                self.text.append(self._text(image_HWC))
             for number in largest[:FACES]:
                 self._tracks[number].sharpness.append(picture.face_sharpness(luma_HW, sights[number].box))
         self._survey(luma_HW, self._people(index))

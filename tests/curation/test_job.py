@@ -202,10 +202,11 @@ def test_proposals_are_those_of_a_run_without_scores(scored, undisturbed):
         assert with_scores[table] == without[table]
 
 
-def test_scoring_follows_up_on_a_run_that_stopped_before_it(films, scored, undisturbed, cluster, tmp_path):
+def test_one_worker_scores_what_a_run_that_stopped_before_it_proposed(films, scored, undisturbed, cluster, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(undisturbed[0], output)
-    jobs.run([f"input={films}/sources.csv", f"output={output}", "until=score"], cluster.environment)
+    arguments = [f"input={films}/sources.csv", f"output={output}", "until=score", "resources.score.workers=1"]
+    jobs.run(arguments, cluster.environment)
     assert jobs.rows(output) == jobs.rows(scored[0])
     run = max(everything(output, Run), key=lambda row: row["started"])
     assert '"scan": 0.0' in run["core_seconds"] and '"listen": 0.0' in run["core_seconds"]

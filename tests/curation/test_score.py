@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -77,7 +78,7 @@ SYNCNET = {"sync_c", "sync_d", "sync_offset"}
 
 
 def test_everything_is_measured_of_a_man_who_talks_to_the_camera(plain):
-    assert nulls(plain) == LINKED | SYNCNET | {"binding_margin"}
+    assert nulls(plain) == LINKED | SYNCNET | {"binding_margin", "text_share"}
     assert plain.faces_max == 1 and plain.face_share == 1 and plain.landmark_share == 1
     assert plain.yaw_abs < 15 and plain.camera_pan < 0.02 and plain.identity_min > 0.92
     assert plain.lip_sync > 0.6 and abs(plain.lip_offset) < 2
@@ -155,6 +156,16 @@ def test_shares_of_speech_come_from_the_turns(score, speaker):
     assert metrics.speech_share == pytest.approx(3 / film.duration)
     assert metrics.overlap_share == pytest.approx(1 / film.duration)
     assert metrics.speakers == 2
+
+
+def test_writing_is_looked_for_on_request(tmp_path):
+    empty = np.full((360, 640, 3), 90, np.uint8)
+    titled = cv2.putText(empty.copy(), "Burnt into it", (40, 330), cv2.FONT_HERSHEY_SIMPLEX, 1.5, (255, 255, 255), 3)
+    looking = Score(ScoreConfig(text=True))
+    for name, shown in (("empty", empty), ("titled", titled)):
+        media.encode(tmp_path / f"{name}.mp4", [shown] * 25, FPS)
+    found = [scored(looking, tmp_path / f"{name}.mp4").metrics.text_share for name in ("empty", "titled")]
+    assert found[0] == 0 and found[1] > 0.04
 
 
 def test_a_cascade_spares_the_pictures_of_clips_whose_sound_is_out_of_bounds(speaker, plain):
@@ -255,8 +266,6 @@ def test_hevc_gives_what_h264_gives(score, pictures, plain, tmp_path):
 
 
 def test_non_square_pixels_give_what_square_ones_give(score, pictures, plain, tmp_path):
-    import cv2
-
     narrow = [cv2.resize(picture, (480, 480), interpolation=cv2.INTER_AREA) for picture in pictures]
     times = [n / FPS for n in range(len(pictures))]
     path = written(tmp_path / "wide.mp4", narrow, times, sample_aspect_ratio=Fraction(4, 3))
