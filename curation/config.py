@@ -102,10 +102,10 @@ class ScoreConfig:
 class StageResources:
     """What one worker of a stage gets, and how far a row may go before it is given up."""
 
-    cpus: float = option(1.0, "CPU cores a worker reserves; its libraries use this many threads (at least 1)")
+    cpus: float = option(1.0, "CPU cores a worker works with: its libraries use this many threads (at least 1)")
     gpus: float = option(0.0, "GPUs a worker reserves; a fraction shares one")
     batch: int = option(1, "rows gathered before a worker is called; above 1 the first results come later")
-    workers: int | None = option(None, "most workers; null: as many as the cluster has room for")
+    workers: int | None = option(None, "most workers; null: as many as the cluster's cores allow")
     seconds: float = option(3600.0, "longest time for one row; then its process is ended and the row is a failure")
     memory_gb: float = option(4.0, "most memory for one row; then its process is ended and the row is a failure")
     attempts: int = option(3, "how often a row is tried that ends its process (a row that raises is tried once)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import secrets
 import tempfile
@@ -54,21 +55,34 @@ class Record:
         return [(name, float(seconds)) for name, seconds in (part.split("=") for part in self.core_seconds.split())]
 
 
-def flow(todo: Worklist, steps: Sequence[Step], output: str) -> Iterator[Record]:
-    """Run the steps over a worklist; yields each source's record as it comes out of the last step."""
+def flow(todo: Worklist, steps: Sequence[Step], output: str, own: bool = True) -> Iterator[Record]:
+    """Run the steps over a worklist; yields each source's record as it comes out of the last step.
+
+    own: whether all of the cluster is this job's. Then the stages share its cores: each has a worker a core, and the
+    operating system gives the cores to those that have work; else a worker that waits would hold on to a core. A
+    cluster too small to give each stage a worker is shared in the same way.
+    """
     import ray.data
 
+    cores = ray.cluster_resources().get("CPU", 1.0)
+    reserving = [step.resources.cpus for step in steps if step.resources.cpus]
+    shares = max(1, len(reserving)) if own or sum(reserving) > cores else 1
     data: Any = ray.data.from_items(list(range(todo.blocks)), override_num_blocks=todo.blocks)
     for step in steps:
         wanted = step.resources
+        most = wanted.workers or (max(1, math.floor(cores / wanted.cpus)) if wanted.cpus else 1)
         data = data.map_batches(
             Worker,
             fn_constructor_args=(step, output, todo if step is steps[0] else None, step is steps[-1]),
             batch_size=wanted.batch if wanted.batch > 1 else None,  # None: a block as it comes
             batch_format="pyarrow",
-            num_cpus=wanted.cpus,
+            num_cpus=wanted.cpus / shares,
             num_gpus=wanted.gpus,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=wanted.workers, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(most, todo.blocks) if own else 1,
+                max_size=most,
+                max_tasks_in_flight_per_actor=2,
+            ),
         )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in batch.to_pylist():
@@ -213,8 +227,8 @@ def _blocks(sources: Iterable[Source], most: int, most_bytes: float) -> Iterator
 
 
 @contextlib.contextmanager
-def cluster(config: RayConfig) -> Iterator[None]:
-    """A connection to the cluster that the config names, or to a Ray of this job's own."""
+def cluster(config: RayConfig) -> Iterator[bool]:
+    """A connection to the cluster that the config names, or to a Ray of this job's own; whether it is that."""
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     own = address == "local"
     if own:
@@ -240,7 +254,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
             log_to_driver=False,
         )
     try:
-        yield
+        yield own
     finally:
         ray.shutdown()
 

@@ -68,11 +68,11 @@ def curate(config: CurationConfig) -> int:
             weights.path(name)
         print("starting Ray and the workers", file=sys.stderr, flush=True)
         with (
-            pipeline.cluster(config.ray),
+            pipeline.cluster(config.ray) as own,
             pipeline.worklist(config.output, backlog, backlog.files, config.ray) as todo,
             Progress(backlog.files) as progress,
         ):
-            for record in pipeline.flow(todo, work, config.output):
+            for record in pipeline.flow(todo, work, config.output, own):
                 failed += record.state == "failed"
                 progress.add(record.state == "failed")
                 for name, seconds in record.costs():

@@ -1,6 +1,6 @@
 """The whole job against the chain of tools that a user would run instead, on the same films.
 
-  python tests/bench/bench_job.py [--minutes 4, in films of two] [--folder where/the/films/are/kept]
+  python tests/bench/bench_job.py [--minutes 10, in films of two] [--folder where/the/films/are/kept]
 
 The chain, film by film: PySceneDetect's command line finds the shots and splits the film into files (FFmpeg re-encodes
 them, as it does by default); then, for each file, one script looks for faces about once a second and one tells the
@@ -79,7 +79,7 @@ def busy() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "talkreel-bench-job")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
