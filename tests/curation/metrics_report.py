@@ -36,6 +36,7 @@ FILMS = [
 SHOWN = {
     "face_px": ".0f",
     "face_ratio": ".2f",
+    "face_share": ".2f",
     "landmark_share": ".2f",
     "yaw_abs": ".0f",
     "pitch_abs": ".0f",

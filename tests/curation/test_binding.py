@@ -47,18 +47,15 @@ def test_two_shots_that_carry_the_other_voice_are_found_out(score, footage, tmp_
     original = footage / "multishot/edited_interview_dev.mp4"
     sound = media.audio(original, None, RATE)
     pieces = [sound[start * 640 : end * 640] for start, end in zip(CUTS, CUTS[1:], strict=False)]
-    lengths = [len(piece) for piece in pieces]
-    dubbed = [np.resize(pieces[source], length) for source, length in zip([0, 4, 2, 0, 4], lengths, strict=True)]
-    # Shot 3 carries what was said in shot 0, by the same person; shot 1 what was said in shot 4.
-    crossed = [np.resize(pieces[source], length) for source, length in zip([0, 0, 2, 4, 4], lengths, strict=True)]
-    for order, voices in ((dubbed, VOICES), (crossed, {**VOICES, 1: "A", 3: "B"})):
-        film = tmp_path / "dubbed.mp4"
-        whole = media.Span(Fraction(0), Fraction(CUTS[-1], 25))
-        media.encode(film, media.frames(original, whole, FPS), FPS, np.concatenate(order), RATE)
-        clips = linked(score, film, voices)
-        assert {n: found.binding for n, found in clips.items()} == {0: SPEAKS, 1: DUBBED, 3: DUBBED, 4: SPEAKS}
-        owners = {n: found.speaker_person for n, found in clips.items()}
-        assert owners == {n: {"A": "P0", "B": "P1"}[voice] for n, voice in voices.items()}
+    # Shot 1 carries what was said in shot 0, and shot 3 what was said in shot 4.
+    carried = [np.resize(pieces[n], len(own)) for n, own in zip([0, 0, 2, 4, 4], pieces, strict=True)]
+    voices = {**VOICES, 1: "A", 3: "B"}
+    whole = media.Span(Fraction(0), Fraction(CUTS[-1], 25))
+    media.encode(tmp_path / "dubbed.mp4", media.frames(original, whole, FPS), FPS, np.concatenate(carried), RATE)
+    clips = linked(score, tmp_path / "dubbed.mp4", voices)
+    assert {n: found.binding for n, found in clips.items()} == {0: SPEAKS, 1: DUBBED, 3: DUBBED, 4: SPEAKS}
+    owners = {n: found.speaker_person for n, found in clips.items()}
+    assert owners == {n: {"A": "P0", "B": "P1"}[voice] for n, voice in voices.items()}
 
 
 def test_of_two_men_in_one_picture_the_one_who_speaks_is_bound(score, footage):

@@ -244,16 +244,16 @@ def test_a_clip_that_cannot_be_scored_is_a_failure_of_its_own(films, undisturbed
 # Kills -------------------------------------------------------------------------------------------------------------
 
 
-def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
+def interrupted(films: Path, output: Path, seed: int, who: str, until: str = "score") -> None:
     """A run with a kill -9 at a seeded moment, then the same command again until it ends by itself."""
     dice = random.Random(seed)
-    arguments = [f"input={films}/sources.csv", f"output={output}", "until=score"]
+    arguments = [f"input={films}/sources.csv", f"output={output}", f"until={until}"]
     job = jobs.start(arguments, jobs.own_ray())
     drain = threading.Thread(target=job.communicate, daemon=True)
     drain.start()
     try:
         if who == "driver":
-            moment = dice.uniform(2, 40)
+            moment = dice.uniform(2, 40 if until == "score" else 25)
             jobs.wait_for(
                 lambda: job.poll() is not None or psutil.Process(job.pid).create_time() < time.time() - moment, 90
             )
@@ -263,7 +263,7 @@ def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
         else:
             find = jobs.stage_processes if who == "stage" else jobs.ray_workers
             jobs.wait_for(lambda: find(job.pid) or job.poll() is not None, 90)
-            time.sleep(dice.uniform(0, 16))
+            time.sleep(dice.uniform(0, 16 if until == "score" else 8))
             victims = find(job.pid) if job.poll() is None else []
             if victims:
                 dice.choice(victims).kill()
@@ -275,10 +275,13 @@ def interrupted(films: Path, output: Path, seed: int, who: str) -> None:
     jobs.run(arguments, jobs.own_ray())
 
 
-@pytest.mark.parametrize(("who", "seed"), [("driver", 1), ("worker", 2), ("stage", 3)])
-def test_a_kill_changes_nothing(films, scored, tmp_path, who, seed):
-    interrupted(films, tmp_path / "output", seed, who)
-    assert jobs.rows(tmp_path / "output") == jobs.rows(scored[0])
+@pytest.mark.parametrize(
+    ("who", "seed", "until"), [("driver", 1, "propose"), ("worker", 2, "propose"), ("stage", 3, "score")]
+)
+def test_a_kill_changes_nothing(films, undisturbed, scored, tmp_path, who, seed, until):
+    interrupted(films, tmp_path / "output", seed, who, until)
+    expected = scored if until == "score" else undisturbed
+    assert jobs.rows(tmp_path / "output") == jobs.rows(expected[0])
 
 
 @pytest.mark.soak
