@@ -16,7 +16,7 @@ import os
 import secrets
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from manifests.store import ManifestError, ManifestStore, locate
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCKS = 256
+_ROOMY = 4  # times the cores that one worker of each stage takes: from there on the stages need not share
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,16 @@ class Record:
 def flow(todo: Worklist, steps: Sequence[Step], output: str, own: bool = True) -> Iterator[Record]:
     """Run the steps over a worklist; yields each source's record as it comes out of the last step.
 
-    own: whether all of the cluster is this job's. Then the stages share its cores: each has a worker a core, and the
-    operating system gives the cores to those that have work; else a worker that waits would hold on to a core. A
-    cluster too small to give each stage a worker is shared in the same way.
+    own: whether all of the cluster is this job's. On few cores the stages share them: each has a worker a core, and the
+    operating system gives the cores to those that have work; else a worker that waits would hold on to a core.
     """
     import ray.data
 
     cores = ray.cluster_resources().get("CPU", 1.0)
     reserving = [step.resources.cpus for step in steps if step.resources.cpus]
-    shares = max(1, len(reserving)) if own or sum(reserving) > cores else 1
+    shared = cores < sum(reserving) * (_ROOMY if own else 1)
+    shares = max(1, len(reserving)) if shared else 1
+    _check(steps, shares, ray.cluster_resources())
     data: Any = ray.data.from_items(list(range(todo.blocks)), override_num_blocks=todo.blocks)
     for step in steps:
         wanted = step.resources
@@ -79,7 +81,7 @@ def flow(todo: Worklist, steps: Sequence[Step], output: str, own: bool = True) -
             num_cpus=wanted.cpus / shares,
             num_gpus=wanted.gpus,
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(most, todo.blocks) if own else 1,
+                min_size=min(most, todo.blocks) if shared else 1,
                 max_size=most,
                 max_tasks_in_flight_per_actor=2,
             ),
@@ -94,6 +96,15 @@ def flow(todo: Worklist, steps: Sequence[Step], output: str, own: bool = True) -
 
 class JobError(Exception):
     """The job cannot go on: what, where, what to do."""
+
+
+def _check(steps: Sequence[Step], shares: int, there: Mapping[str, float]) -> None:
+    """Raise JobError where a worker wants more than the whole cluster has: Ray would wait for it forever."""
+    for step in steps:
+        for kind, wanted in (("CPU", step.resources.cpus / shares), ("GPU", step.resources.gpus)):
+            if wanted > (has := there.get(kind, 0.0)):
+                setting = f"resources.{step.name}.{kind.lower()}s"
+                raise JobError(f"{setting}: a worker wants {wanted:g}, the whole cluster has {has:g}: ask for less")
 
 
 class Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import random
@@ -21,8 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from curation import pipeline
+from curation.config import StageResources
 from manifests.schema import Clip, Failure, Loss, Run, Track, Video
 from manifests.store import ManifestStore
+from tests.bench.nothing import Nothing
 from tests.curation import jobs
 from tests.curation.mutations import mutate
 
@@ -159,6 +163,19 @@ def test_a_stage_that_cannot_be_set_up_stops_the_job_in_one_line(films, cluster,
     last = said.strip().splitlines()[-1]
     assert last.startswith("run.py: PipelineError: ") and "Traceback" not in said, said
     assert not everything(tmp_path / "output", Failure)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shares", "said"),
+    [
+        (StageResources(gpus=0.5), 1, "resources.first.gpus: a worker wants 0.5, the whole cluster has 0"),
+        (StageResources(cpus=8), 2, "resources.first.cpus: a worker wants 4, the whole cluster has 2"),
+        (StageResources(cpus=4), 2, None),
+    ],
+)
+def test_a_worker_that_wants_more_than_the_cluster_has_is_refused(wanted, shares, said):
+    with pytest.raises(pipeline.JobError, match=said) if said else contextlib.nullcontext():
+        pipeline._check([Nothing("first", wanted)], shares, {"CPU": 2.0})
 
 
 def test_manifests_that_cannot_be_written_stop_the_job_in_one_line(films, cluster, tmp_path):
