@@ -62,12 +62,12 @@ class Funnel:
 
 def funnel(store: ManifestStore) -> Funnel:
     """The funnel of everything that the manifests hold."""
-    videos = store.arrow(Video, ["source_id", "video_id", "status", "duration"])
+    videos = store.arrow(Video, ["path", "video_id", "status", "duration"])
     failures = store.arrow(Failure, ["stage", "key", "path", "message"])
     done = videos.filter(pc.is_in(videos["status"], _PROPOSED))
     duplicates = videos.filter(pc.equal(videos["status"], "duplicate")).num_rows
     unfinished = videos.filter(pc.invert(pc.is_in(videos["status"], _ACCOUNTED)))
-    opened = pc.is_in(failures["key"], videos["source_id"].combine_chunks())
+    opened = pc.is_in(failures["path"], videos["path"].combine_chunks())  # a clip's failure is not its file's
     unusable = failures.filter(pc.invert(opened))
     losses = store.arrow(Loss, ["start", "end", "reason", "video_id"])
     losses = losses.filter(pc.is_in(losses["video_id"], done["video_id"].combine_chunks()))
