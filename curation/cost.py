@@ -13,8 +13,8 @@ _SAMPLE = 100
 # 1920x1080, on a busy machine. Models' loading is in it, so long films cost less.
 _CORES_PER_SECOND = 0.16
 # CPU seconds of scoring per second of clips, at 720p (docs/benchmarks.md), and how much of the footage is taken to
-# become clips: in the development footage it is between a quarter and a half.
-_SCORING, _CLIPS = 0.5, 0.35
+# become clips: as much as of the demo's.
+_SCORING, _CLIPS = 0.58, 0.25
 
 
 @dataclass(frozen=True)
