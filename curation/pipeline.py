@@ -64,11 +64,12 @@ def flow(todo: Worklist, steps: Sequence[Step], output: str, own: bool = True) -
     """
     import ray.data
 
-    cores = ray.cluster_resources().get("CPU", 1.0)
+    there = ray.cluster_resources()
+    cores = there.get("CPU", 1.0)
     reserving = [step.resources.cpus for step in steps if step.resources.cpus]
     shared = cores < sum(reserving) * (_ROOMY if own else 1)
     shares = max(1, len(reserving)) if shared else 1
-    _check(steps, shares, ray.cluster_resources())
+    _check(steps, shares, there)
     data: Any = ray.data.from_items(list(range(todo.blocks)), override_num_blocks=todo.blocks)
     for step in steps:
         wanted = step.resources
