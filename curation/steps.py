@@ -157,9 +157,13 @@ class ProposeStep(Step):
     def save(self, store: ManifestStore, source: Source, video: Video | None, results: dict[str, Any]) -> Video:
         assert video is not None
         clips, losses = results[source.source_id]
-        # Where only labels changed, scores stay; where more did, scoring replaces them.
-        known = {clip.clip_id: clip for clip in store.read(Clip, video.video_id)}
-        clips = [_scored_before(clip, known.get(clip.clip_id)) for clip in clips]
+        only_labels = video.propose_version == self.version  # then scores stay
+        if only_labels:
+            known = {clip.clip_id: clip for clip in store.read(Clip, video.video_id)}
+            clips = [_scored_before(clip, known.get(clip.clip_id)) for clip in clips]
+        else:
+            store.forget(Track, video.video_id)
+            video = dataclasses.replace(video, score_version="")
         store.write(Clip, video.video_id, clips)
         store.write(Loss, video.video_id, losses)
         labels = {label: getattr(source, label) for label in LABELS}
