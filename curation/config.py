@@ -78,7 +78,7 @@ class ScoreConfig:
         "dlib", "face embeddings: dlib (open licence) or insightface (512-d, as papers use)", ("dlib", "insightface")
     )
     identity_samples: int = option(4, "face embeddings of a clip")
-    insightface: str = option("", "insightface: its root folder, which holds models/buffalo_l")
+    insightface: str = option("", "insightface: the folder of an unpacked buffalo_l")
     lips: str = option("", "parameters of the built-in lip/audio score, as fit_lips.py writes them; empty: ours")
     text: bool = option(False, "look for writing (text_share); about 0.03 core-seconds a second of clip")
     syncnet: str = option("", "file of SyncNet's weights (syncnet_v2.model); empty: no sync_c, sync_d, sync_offset")
@@ -95,7 +95,12 @@ class ScoreConfig:
 
     def files(self) -> list[Path]:
         """Files of parameters that scoring reads beside those of the catalogue."""
-        return [Path(self.lips) if self.lips else LIPS, *([Path(self.syncnet)] if self.syncnet else [])]
+        found = [Path(self.lips) if self.lips else LIPS]
+        if self.syncnet:
+            found.append(Path(self.syncnet))
+        if self.identity == "insightface":
+            found.append(Path(self.insightface) / "w600k_r50.onnx")
+        return found
 
 
 @dataclass(frozen=True)
