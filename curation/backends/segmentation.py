@@ -18,6 +18,8 @@ from torch import nn
 RATE = 16000
 WINDOW = 10 * RATE
 STEP = RATE
+STRIDE = 10
+"""Samples between two places of the sinc filters."""
 FRAME_STEP = 270
 """Samples between frames."""
 FRAME_CENTRE = 495.5
@@ -80,8 +82,7 @@ class Segmenter:
         classes = np.zeros((len(first), FRAMES), np.uint8)
         talking, overlap, seen = (np.zeros(starts[-1] + FRAMES) for _ in range(3))
         for begin in range(0, len(first), BATCH):
-            windows = np.stack([cut(waveform, sample) for sample in first[begin : begin + BATCH]])
-            probability = self.probabilities(windows)
+            probability = self.probabilities(waveform, first[begin : begin + BATCH])
             classes[begin : begin + BATCH] = probability.argmax(-1)
             for row, start in enumerate(starts[begin : begin + BATCH]):
                 here = slice(start, start + FRAMES)
@@ -93,22 +94,18 @@ class Segmenter:
         count = np.round(talking / seen).astype(np.uint8)
         return Segmentation(starts, classes, count[:length], (overlap / seen)[:length].astype(np.float32))
 
-    def probabilities(self, windows: np.ndarray) -> np.ndarray:
-        """[B, 160000] samples -> [B, 589, 7] probabilities of the powerset."""
+    def probabilities(self, waveform: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Windows of a recording by their first samples -> [B, 589, 7] probabilities of the powerset."""
+        stretch = waveform[first[0] : first[-1] + WINDOW]
+        stretch = np.pad(stretch, (0, first[-1] - first[0] + WINDOW - len(stretch)))
         with torch.inference_mode():
-            return self.network(torch.from_numpy(windows)[:, None]).exp().numpy()
+            return self.network(torch.from_numpy(stretch), (first - first[0]).tolist()).exp().numpy()
 
 
 def window_starts(samples: int) -> np.ndarray:
-    """First sample of every window: a step apart, the last one flush with the end."""
-    last = max(samples - WINDOW, 0)
+    """First sample of every window: a step apart, the last one flush with the end, give or take the filters' stride."""
+    last = -(-max(samples - WINDOW, 0) // STRIDE) * STRIDE
     return np.unique(np.append(np.arange(0, last, STEP), last))
-
-
-def cut(waveform: np.ndarray, start: int) -> np.ndarray:
-    """One window; zeros follow the end of a short file."""
-    window = waveform[start : start + WINDOW]
-    return np.pad(window, (0, WINDOW - len(window)))
 
 
 class PyanNet(nn.Module):
@@ -119,9 +116,9 @@ class PyanNet(nn.Module):
         self.linear = nn.ModuleList([nn.Linear(256, 128), nn.Linear(128, 128)])
         self.classifier = nn.Linear(128, len(SPEAKERS))
 
-    def forward(self, waveform_B1N: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [B, frames, 7]."""
-        x_BFC = self.sincnet(waveform_B1N).transpose(1, 2)
+    def forward(self, stretch_N: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        """Log-probabilities [B, frames, 7] of the windows that begin at `starts`, multiples of STRIDE."""
+        x_BFC = self.sincnet(stretch_N, starts).transpose(1, 2)
         x_BFC, _ = self.lstm(x_BFC)
         for layer in self.linear:
             x_BFC = F.leaky_relu(layer(x_BFC))
@@ -135,20 +132,38 @@ class SincNet(nn.Module):
         self.conv1d = nn.ModuleList([SincConvolution(), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
         self.norm1d = nn.ModuleList([nn.InstanceNorm1d(width, affine=True) for width in (80, 60, 60)])
 
-    def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
-        x_BCN = self.wav_norm1d(x_BCN)
-        for convolution, norm in zip(self.conv1d, self.norm1d, strict=True):
+    def forward(self, stretch_N: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        x_BCN = F.max_pool1d(self.bands(stretch_N, starts), 3)
+        x_BCN = F.leaky_relu(self.norm1d[0](x_BCN))
+        for convolution, norm in zip(self.conv1d[1:], self.norm1d[1:], strict=True):
             x_BCN = F.leaky_relu(norm(F.max_pool1d(convolution(x_BCN), 3)))
         return x_BCN
+
+    def bands(self, stretch_N: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        """What the sinc filters answer to each window, as if it had been normalised first: [B, 80, places].
+
+        Windows overlap by nine tenths and the filters are linear, so the stretch is filtered once, and a window's
+        normalisation (gain x + shift) is applied to the answers.
+        """
+        sinc: SincConvolution = self.conv1d[0]  # type: ignore[assignment]
+        filters_C1K = sinc.filterbank()
+        answers_CT = F.conv1d(stretch_N[None, None], filters_C1K, stride=STRIDE)[0]
+        sums_C1 = filters_C1K.sum(-1)
+        places = (WINDOW - filters_C1K.shape[-1]) // STRIDE + 1
+        found = []
+        for start in starts:
+            variance, mean = torch.var_mean(stretch_N[start : start + WINDOW], correction=0)
+            gain = self.wav_norm1d.weight / (variance + self.wav_norm1d.eps).sqrt()
+            shift = self.wav_norm1d.bias - gain * mean
+            first = start // STRIDE
+            found.append(torch.addcmul(shift * sums_C1, gain, answers_CT[:, first : first + places]).abs_())
+        return torch.stack(found)
 
 
 class SincConvolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.filterbank = SincFilters()
-
-    def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
-        return F.conv1d(x_BCN, self.filterbank(), stride=10).abs()
 
 
 class SincFilters(nn.Module):
