@@ -32,7 +32,7 @@ from manifests.schema import Failure, Video, short_hash
 from manifests.store import ManifestError, ManifestStore, locate
 
 ROOT = Path(__file__).resolve().parents[1]
-_BLOCKS = 256
+_BLOCKS, _MOST_BLOCKS = 256, 16384  # so many at least, for there to be work for all; a block costs the driver 10 kB
 _ROOMY = 4  # times the cores that one worker of each stage takes: from there on the stages need not share
 
 
@@ -210,9 +210,10 @@ def worklist(output: str, sources: Iterable[Source], expected: int, limits: RayC
     filesystem, path = locate(place)
     filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
     most = max(1, min(limits.block_files, expected // _BLOCKS))
+    least = min(most, -(-expected // _MOST_BLOCKS))
     blocks = 0
     with filesystem.open_output_stream(path) as sink, pq.ParquetWriter(sink, _RECORD) as writer:
-        for block in _blocks(sources, most, limits.block_mb * 1e6):
+        for block in _blocks(sources, least, most, limits.block_mb * 1e6):
             blocks += 1
             rows = [dataclasses.asdict(Record(source.to_json())) for source in block]
             writer.write_table(pa.Table.from_pylist(rows, _RECORD), row_group_size=len(rows))
@@ -222,11 +223,12 @@ def worklist(output: str, sources: Iterable[Source], expected: int, limits: RayC
         filesystem.delete_file(path)
 
 
-def _blocks(sources: Iterable[Source], most: int, most_bytes: float) -> Iterator[list[Source]]:
+def _blocks(sources: Iterable[Source], least: int, most: int, most_bytes: float) -> Iterator[list[Source]]:
+    """Blocks of `least` to `most` sources, of no more bytes than `most_bytes` where `least` allows."""
     block: list[Source] = []
     size = 0
     for source in sources:
-        if block and (len(block) >= most or size + source.bytes > most_bytes):
+        if len(block) >= most or (len(block) >= least and size + source.bytes > most_bytes):
             yield block
             block, size = [], 0
         block.append(source)
@@ -247,6 +249,8 @@ def cluster(config: RayConfig) -> Iterator[bool]:
         # Ray listens on the machine's address: nobody without this run's token may talk to it.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Records that wait before a slow stage lie in the driver's memory: let none run far ahead of the next.
+    os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
     import ray  # reads its environment on import
     from ray.data import DataContext
 
