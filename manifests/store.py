@@ -104,7 +104,7 @@ class ManifestStore:
         with contextlib.suppress(FileNotFoundError):
             return from_arrow(table, self._read_file(f"{self.folder(table)}/{key}.parquet"))
         wanted = pc.field(columns(table)[0]) == key
-        for pack in self._packs(table):
+        for pack in self.packs(table):
             found = pq.read_table(pack, filesystem=self.filesystem, filters=wanted)
             if found.num_rows:
                 return from_arrow(table, found)
@@ -120,12 +120,15 @@ class ManifestStore:
         """A whole table, file by file: parts by key, then what the packs hold of other keys."""
         names = wanted or columns(table)
         newer = []
-        for part in self._files(table)[0]:
+        for part in self.files(table)[0]:
             with contextlib.suppress(FileNotFoundError):  # gone into a pack since the listing
                 yield self._read_file(part, names)
                 newer.append(_key_of(part))
         key = columns(table)[0]
-        for pack in self._packs(table):
+        for pack in self.packs(table):
+            if not newer:
+                yield self._read_file(pack, names)
+                continue
             data = self._read_file(pack, list(dict.fromkeys([key, *names])))
             yield data.filter(pc.invert(pc.is_in(data[key], pa.array(newer, pa.string())))).select(names)
 
@@ -141,13 +144,14 @@ class ManifestStore:
             raise
         except (OSError, pa.ArrowInvalid) as error:
             advice = "delete it, and the next run makes its rows anew"
-            raise ManifestError(f"{path}: not readable as Parquet ({error}); {advice}") from error
+            reason = str(error).splitlines()[0]
+            raise ManifestError(f"{path}: not readable as Parquet ({reason}); {advice}") from error
         version = (found.schema.metadata or {}).get(b"schema_version", b"none").decode()
         if version != VERSION:
             raise ManifestError(f"{path}: of schema version {version}, this is {VERSION}: choose a new output")
         return found
 
-    def _files(self, table: type[Row]) -> tuple[list[str], list[str]]:
+    def files(self, table: type[Row]) -> tuple[list[str], list[str]]:
         """The part files and the pack files of a table, sorted."""
         selector = fs.FileSelector(self.folder(table), allow_not_found=True)
         paths = sorted(
@@ -160,7 +164,7 @@ class ManifestStore:
         packs = [path for path in paths if _key_of(path).startswith(_PACK)]
         return [path for path in paths if not _key_of(path).startswith(_PACK)], packs
 
-    def _packs(self, table: type[Row]) -> list[str]:
+    def packs(self, table: type[Row]) -> list[str]:
         """The packs that count: a pack file not named in the index is one that a killed compaction left."""
         try:
             with self.filesystem.open_input_stream(f"{self.folder(table)}/{_INDEX}") as source:
@@ -191,8 +195,8 @@ class ManifestStore:
                         leftover.unlink()
 
     def _compact(self, table: type[Row], more_than: int) -> int:
-        parts, files = self._files(table)
-        packs = self._packs(table)
+        parts, files = self.files(table)
+        packs = self.packs(table)
         self._delete(set(files) - set(packs))
         if len(parts) <= more_than:
             return 0

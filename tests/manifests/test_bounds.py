@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from manifests.bounds import BoundError, bound
@@ -27,3 +28,52 @@ def test_a_bound_reads_as_it_was_written():
 def test_a_text_that_is_no_bound_is_refused_by_name(text, said):
     with pytest.raises(BoundError, match=said):
         bound(text, COLUMNS)
+
+
+KINDS = pa.schema(
+    [("sync_offset", pa.int64()), ("binding", pa.string()), ("level", pa.float64()), ("crop", pa.list_(pa.float64()))]
+)
+
+
+def test_a_bound_on_a_magnitude_holds_on_both_sides_of_zero():
+    wanted = bound("abs(sync_offset) <= 6", KINDS)
+    assert [wanted.holds(offset) for offset in (-7, -6, 0, 6, 7)] == [False, True, True, True, False]
+    assert str(wanted) == "abs(sync_offset)<=6"
+
+
+def test_words_are_one_of_those_asked_for():
+    assert [bound("binding=speaks|dubbed", KINDS).holds(word) for word in ("speaks", "dubbed", "listener")] == [
+        *[True, True, False]
+    ]
+    assert [bound("binding!=dubbed", KINDS).holds(word) for word in ("speaks", "dubbed")] == [True, False]
+
+
+def test_a_whole_number_can_be_asked_for_exactly():
+    assert [bound("sync_offset=0", KINDS).holds(offset) for offset in (0, 1)] == [True, False]
+
+
+@pytest.mark.parametrize("sign", [">=", "<=", ">", "<"])
+def test_nan_keeps_no_bound(sign):
+    assert not bound(f"level{sign}0", KINDS).holds(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("binding>=2", "holds words"),
+        ("abs(binding)=speaks", "holds words"),
+        ("level=3", "has fractions"),
+        ("sync_offset>=speaks", "holds numbers, 'speaks' is none"),
+        ("level>=1.2.3", "'1.2.3' is none"),
+        ("crop>=0", "holds lists"),
+        ("levl>=0", "did you mean 'level'"),
+    ],
+)
+def test_a_bound_is_what_its_column_can_be(text, said):
+    with pytest.raises(BoundError, match=said):
+        bound(text, KINDS)
+
+
+@pytest.mark.parametrize("text", ["level>=0.1", "level>=-1e-07", "level<1234567.25", "abs(level)<3", "binding=a|b c"])
+def test_a_bound_reads_back_from_what_it_writes(text):
+    assert bound(str(bound(text, KINDS)), KINDS) == bound(text, KINDS)
