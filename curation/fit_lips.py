@@ -27,6 +27,7 @@ from curation.backends.landmarks import Landmarker
 from curation.inputs import InputError, find
 from curation.measures import lips
 from curation.measures.sound import level
+from curation.stages.cast import mouth
 from model import media, settings, weights
 from model.encoders.speech import WhisperEncoder
 from model.media import MediaError, Span
@@ -70,7 +71,7 @@ class Reader:
     def __init__(self, seconds: float, threads: int = 1) -> None:
         cv2.setNumThreads(threads)
         self.seconds = Fraction(seconds)
-        self.detector = CenterFace(weights.path("centerface"), (320,), threads=threads)
+        self.find = CenterFace(weights.path("centerface"), threads=threads).at
         self.landmarker = Landmarker(weights.path("face-landmarker"))
         self.encoder = WhisperEncoder(weights.path("whisper-tiny.en"), threads)
 
@@ -80,7 +81,7 @@ class Reader:
         waveform_N = media.audio(video, span)
         if level(waveform_N) < backend.SILENCE:
             raise Unfit("silent")
-        mouth_TD = backend.watch(video, self.detector, self.landmarker, span)
+        mouth_TD = mouth(media.frames(video, span, Fraction(lips.FPS)), self.find, self.landmarker)
         if len(mouth_TD) < backend.SHORTEST * lips.FPS:
             raise Unfit(f"shorter than {backend.SHORTEST:g} s")
         if (seen := lips.seen_share(mouth_TD)) < backend.SEEN:

@@ -181,7 +181,7 @@ class ScoreStep(Step):
     """Clip by clip: one that cannot be scored is a failure of its own."""
 
     name = "score"
-    revision = 1
+    revision = 2
     survives = True
 
     def builder(self) -> Callable[[], Callable[..., Any]]:

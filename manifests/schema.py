@@ -226,8 +226,8 @@ class Metrics:
     letterbox: float | None = column("share of the picture that is black bars")
     text_share: float | None = column("share of the picture that is writing, least of its looks", source="PaddleOCR")
     # To find copies
-    picture_hash: list[int] = column("perceptual hash of a picture a second, 63 bits; -1: a flat picture", source="pHash")
-    sound_hash: list[int] = column("hash of the sound every 0.05 s, 32 bits; -1: silence", source="Haitsma & Kalker 2002")
+    picture_hash: list[int] = column("hash of a picture a second, 63 bits; -1: a flat one", source="pHash")
+    sound_hash: list[int] = column("hash of the sound every 0.05 s, 32 bits; -1: none", source="Haitsma & Kalker 2002")
 
 
 UNMEASURED = Metrics(**{field.name: [] if "list" in field.type else None for field in dataclasses.fields(Metrics)})  # type: ignore

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from curation.backends.protobuf import BYTES, within
+
 _BLOCK = 32  # the network halves its input five times
 _CELL = 4  # pixels per cell of its maps
 _OVERLAP = 0.3  # from this intersection over union on, two boxes are one face
@@ -121,45 +123,18 @@ def _distinct(starts_N2: np.ndarray, ends_N2: np.ndarray) -> Iterator[int]:
 _GRAPH, _INPUT, _OUTPUT, _VALUE_INFO = 7, 11, 12, 13  # fields of ModelProto and GraphProto in onnx.proto
 _DIMENSIONS = (2, 1, 2, 1)  # ValueInfoProto.type.tensor_type.shape.dim
 _DIM_PARAM = 2
-_BYTES = 2  # protobuf's wire type of strings and messages
-
-_Field = tuple[int, int, int]  # where a field's tag, its content and its end lie
 
 
 def _freed(model: bytes) -> bytes:
     """The same network for pictures of any number and size, with constant weights."""
     data = bytearray(model)
-    graph = _within(data, [(0, 0, len(data))], _GRAPH)
-    picture, *weights = _within(data, graph, _INPUT)
+    graph = within(data, [(0, 0, len(data))], _GRAPH)
+    picture, *weights = within(data, graph, _INPUT)
     for tag, _, _ in weights:
-        data[tag] = _VALUE_INFO << 3 | _BYTES  # no longer an input, just a value whose shape is known
-    dimensions = [picture, *_within(data, graph, _OUTPUT)]
+        data[tag] = _VALUE_INFO << 3 | BYTES  # no longer an input, just a value whose shape is known
+    dimensions = [picture, *within(data, graph, _OUTPUT)]
     for field in _DIMENSIONS:
-        dimensions = _within(data, dimensions, field)
+        dimensions = within(data, dimensions, field)
     for _, start, end in dimensions:
-        data[start:end] = bytes([_DIM_PARAM << 3 | _BYTES, 0])  # `dim_value: 32` becomes `dim_param: ""`
+        data[start:end] = bytes([_DIM_PARAM << 3 | BYTES, 0])  # `dim_value: 32` becomes `dim_param: ""`
     return bytes(data)
-
-
-def _within(data: bytearray, messages: Sequence[_Field], number: int) -> list[_Field]:
-    """The fields of that number directly inside the messages."""
-    return [field for _, start, end in messages for n, field in _fields(data, start, end) if n == number]
-
-
-def _fields(data: bytearray, at: int, end: int) -> Iterator[tuple[int, _Field]]:
-    """Number and place of each field of a message made of integers, strings and messages."""
-    while at < end:
-        tag = at
-        key, at = _varint(data, at)
-        value, start = _varint(data, at)
-        at = start + value if key & 7 == _BYTES else start
-        yield key >> 3, (tag, start, at)
-
-
-def _varint(data: bytearray, at: int) -> tuple[int, int]:
-    """A protobuf integer, seven bits a byte, and where the next thing starts."""
-    value = shift = 0
-    while data[at] >= 128:
-        value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-    return value | data[at] << shift, at + 1

@@ -3,26 +3,21 @@
 The model is in curation/measures/lips.py; `curation/fit_lips.py` made the parameters and makes others. Cheap beside
 the landmarks, which other measures need anyway: per frame 0.5 ms of Whisper's first two blocks, 0.03 ms the rest.
 
-T: frame at 25 fps. D: number of the mouth. K: component. N: sample at 16 kHz. H, W, C: picture.
+T: frame at 25 fps. D: number of the mouth. K: component. N: sample at 16 kHz.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from curation.backends.faces import CenterFace, Face
-from curation.backends.landmarks import BLENDSHAPES, Landmarker
 from curation.measures import lips
 from curation.measures.lips import LipModel, LipScore
 from curation.measures.sound import level
-from model import media
 from model.encoders.speech import WhisperEncoder
-from model.media import Span
 
 SHIPPED = Path(__file__).with_name("lip_sync.npz")
 BLOCKS = 2
@@ -31,8 +26,6 @@ SHORTEST = 2.0
 SEEN, SPEECH = 0.9, 0.5
 SILENCE = -60.0
 """dBFS below which there is nothing to hear."""
-EVERY, LOST = 5, 10
-"""Frames between two searches for the face; frames from the nearest find at which it counts as lost."""
 
 
 class ParametersError(Exception):
@@ -94,48 +87,3 @@ def save(parameters: Path, model: LipModel, recordings: Sequence[str], offsets: 
     arrays = {name: array.astype(np.float32) for name, array in vars(model).items()}
     with parameters.open("wb") as file:
         np.savez(file, recordings=np.array(recordings), offsets=np.array(offsets, np.int32), **arrays)
-
-
-# --- the mouth in a video -------------------------------------------------------------------------------------
-
-
-def watch(video: Path, detector: CenterFace, landmarker: Landmarker, span: Span | None = None) -> np.ndarray:
-    """The mouth of the largest face in a video, frame by frame: [T, MOUTH], NaN where it is not seen.
-
-    The face is searched for every fifth frame and taken to move evenly between. Decodes the video twice: whole
-    frames of a clip in memory would be gigabytes. Raises MediaError when the video cannot be read.
-    """
-    span = span or Span(Fraction(0), media.probe(video).duration)
-    sparse = media.frames(video, span, Fraction(lips.FPS, EVERY))
-    boxes = interpolated([largest(detector(image), image.shape) for image in sparse], EVERY)
-    points_TP3, shapes_TB = [], []
-    nothing = np.full((478, 3), np.nan, np.float32), np.full(len(BLENDSHAPES), np.nan, np.float32)
-    for image, box in zip(media.frames(video, span, Fraction(lips.FPS)), boxes, strict=False):
-        found = landmarker(image, tuple(box))
-        points, shapes = (found.points_P3, found.blendshapes) if found else nothing
-        points_TP3.append(points)
-        shapes_TB.append(shapes)
-    if not points_TP3:
-        return np.zeros((0, lips.MOUTH))
-    return lips.mouth_features(np.stack(points_TP3), np.stack(shapes_TB))
-
-
-def largest(faces: Sequence[Face], shape: Sequence[int]) -> np.ndarray:
-    """Box of the largest face, pixels: left, top, right, bottom; NaN without one. shape: of the picture."""
-    if not faces:
-        return np.full(4, np.nan)
-    face = max(faces, key=lambda face: (face.right - face.left) * (face.bottom - face.top))
-    height, width = shape[:2]
-    return np.array([face.left * width, face.top * height, face.right * width, face.bottom * height])
-
-
-def interpolated(boxes: Sequence[np.ndarray], every: int) -> np.ndarray:
-    """Boxes seen every few frames as boxes of every frame, [T, 4]; NaN further than LOST from one seen."""
-    frames = np.arange(len(boxes) * every)
-    seen = np.array([n * every for n, box in enumerate(boxes) if np.isfinite(box).all()])
-    if len(seen) == 0:
-        return np.full((len(frames), 4), np.nan)
-    found_T4 = np.stack([box for box in boxes if np.isfinite(box).all()])
-    result_T4 = np.stack([np.interp(frames, seen, side) for side in found_T4.T], axis=1)
-    result_T4[np.abs(frames[:, None] - seen).min(axis=1) > LOST] = np.nan
-    return result_T4

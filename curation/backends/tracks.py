@@ -37,6 +37,17 @@ class Sight:
     points: np.ndarray
     score: float
 
+    @staticmethod
+    def of(face: Face, width: int, height: int) -> Sight:
+        """A face that was found in a picture of that size."""
+        box = np.array([face.left * width, face.top * height, face.right * width, face.bottom * height])
+        return Sight(box, np.array(face.points) * (width, height), face.score)
+
+    @property
+    def area(self) -> float:
+        """Of the box, square pixels."""
+        return float(np.prod(self.box[2:] - self.box[:2]))
+
     def towards(self, other: Sight, share: float) -> Sight:
         """A share of the way to another sight of the same face."""
         box = (1 - share) * self.box + share * other.box
@@ -92,7 +103,7 @@ class Tracker:
             if len(faces) >= max(1, len(known)):
                 break
         height, width = frame.shape[:2]
-        seen = [_sight(face, width, height) for face in faces]
+        seen = [Sight.of(face, width, height) for face in faces]
         found: dict[int, Sight] = {}
         for track, sight in self._bound(seen):
             track.last, track.missed = sight, -1
@@ -125,11 +136,6 @@ def _between(
         share = index / len(held)
         there = {number: before[number].towards(after[number], share) for number in before if number in after}
         yield frame, (before if index == 0 else there)
-
-
-def _sight(face: Face, width: int, height: int) -> Sight:
-    box = np.array([face.left * width, face.top * height, face.right * width, face.bottom * height])
-    return Sight(box, np.array(face.points) * (width, height), face.score)
 
 
 def _likeness(first: Sight, second: Sight) -> float:

@@ -24,13 +24,15 @@ from curation.backends.text import TextDetector
 from curation.backends.tracks import Tracker
 from curation.config import ScoreConfig
 from curation.measures.camera import camera_motion
+from curation.measures.fingerprint import picture_hash, sound_hash
 from curation.measures.identity import likeness
 from curation.measures.lips import LipScore
 from curation.measures.motion import head_travel
 from curation.measures.pose import angles, pose
 from curation.measures.sound import SILENCE, clipped_share, level
+from curation.stages.cast import Face, prominent
 from curation.stages.link import Scored
-from curation.stages.viewing import FPS, Face, Viewing
+from curation.stages.viewing import FPS, Viewing
 from manifests.bounds import bound
 from manifests.schema import UNMEASURED, Clip, Metrics, Track, Turn
 from model import media, weights
@@ -38,8 +40,6 @@ from model.encoders.face import DlibFace, FaceEncoder, InsightFace
 from model.encoders.speech import WhisperEncoder
 
 RATE = 16_000
-PRESENT = 0.5
-"""A face on show for less of the time than the one on show longest, times this, is not the clip's."""
 SYNC_SEEN = 0.9
 """Share of the frames that has to show a face for SyncNet to judge it."""
 RATED_SECONDS = 1.0
@@ -88,7 +88,7 @@ class Score:
         for image, sights in Tracker(self.find)(media.frames(source, span, Fraction(FPS))):
             view.see(image, sights)
         heard = "no sound" if sound is None else self.lips.hear(sound)
-        faces = view.faces()
+        faces = view.cast.faces()
         speech = sheet.number("speech_share") or 0.0
         lips = {face.number: self.lips.compare(face.mouth_TD, heard, speech) for face in faces}
         main = _bound(faces, lips)
@@ -107,7 +107,7 @@ class Score:
         if sound is None:
             sheet.lack("no sound", "level", "clipped", *RATED)
             return
-        sheet.put(level=level(sound), clipped=clipped_share(sound))
+        sheet.put(level=level(sound), clipped=clipped_share(sound), sound_hash=sound_hash(sound).tolist())
         if len(sound) < RATED_SECONDS * RATE:
             sheet.lack(f"shorter than {RATED_SECONDS:g} s", *RATED)
         elif level(sound) <= SILENCE:
@@ -175,16 +175,15 @@ def _bound(faces: Sequence[Face], lips: Mapping[int, Lips]) -> Face | None:
     """
     if not faces:
         return None
-    longest = max(face.seen_T.sum() for face in faces)
-    present = [face for face in faces if face.seen_T.sum() >= PRESENT * longest]
+    present = prominent(faces)
     scores = {face.number: score.confidence for face in present if isinstance(score := lips[face.number], LipScore)}
     if scores:
         return max((face for face in present if face.number in scores), key=lambda face: scores[face.number])
-    return max(present, key=lambda face: float(np.nansum(face.heights_T**2)))
+    return present[0]
 
 
 def _picture(sheet: Sheet, view: Viewing) -> None:
-    sheet.put(faces_max=view.faces_max)
+    sheet.put(faces_max=view.cast.faces_max, picture_hash=picture_hash(np.array(view.thumbnails)).tolist())
     camera = camera_motion(view.steps_T33, FPS)
     sheet.put("the picture is black throughout", luminance=view.luminance, letterbox=view.letterbox)
     sheet.put("no pictures", sharpness=float(np.median(view.sharpness)) if view.sharpness else None)

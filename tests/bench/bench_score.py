@@ -22,10 +22,10 @@ import statistics
 import tempfile
 from typing import Any
 
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.lips import LipSync
 from curation.backends.sound import Dnsmos
+from curation.backends.tracks import Tracker
 from curation.config import ScoreConfig
 from curation.measures import picture
 from curation.measures.camera import Camera
@@ -40,7 +40,7 @@ from tests.curation.clips import clip, speech
 BUDGET = 0.5
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "decode, RGB": [(media, "frames")],
-    "faces": [(CenterFace, "at")],
+    "faces": [(Tracker, "_search")],
     "landmarks": [(Landmarker, "__call__")],
     "identity": [(DlibFace, "__call__")],
     "camera": [(Camera, "see"), (viewing, "small")],

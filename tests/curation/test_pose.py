@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
+from curation.backends.tracks import Sight
 from curation.measures.pose import Angles, angles, angular_speed, pose, rotation
 from model import weights
 from model.media import Span, frames
@@ -24,10 +24,8 @@ def find() -> CenterFace:
 
 
 @pytest.fixture(scope="module")
-def landmarker() -> Iterator[Landmarker]:
-    landmarker = Landmarker(weights.path("face-landmarker"))
-    yield landmarker
-    landmarker.close()
+def landmarker() -> Landmarker:
+    return Landmarker(weights.path("face-landmarker"))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +50,7 @@ def looks(image_HWC: np.ndarray, find: CenterFace, landmarker: Landmarker) -> An
     """Where the largest face of a picture looks."""
     height, width = image_HWC.shape[:2]
     face = max(find(image_HWC), key=lambda face: face.bottom - face.top)
-    box = np.array([face.left * width, face.top * height, face.right * width, face.bottom * height])
-    found = landmarker(image_HWC, box)
+    found = landmarker(image_HWC, Sight.of(face, width, height))
     assert found is not None
     return angles(rotation(found.pose_44))
 

@@ -24,6 +24,7 @@ from tests.curation.clips import clip
 from tests.curation.syncnet_package import Published
 
 FPS = Fraction(25)
+EDGES = ("left", "top", "right", "bottom")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,16 @@ def sound(speaker) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def plain(score, pictures, sound, tmp_path_factory) -> Metrics:
-    """The metrics of those five seconds, encoded at 25 pictures a second."""
+def upright(score, pictures, sound, tmp_path_factory) -> Scored:
+    """Those five seconds, encoded at 25 pictures a second, and scored."""
     path = tmp_path_factory.mktemp("plain") / "plain.mp4"
     media.encode(path, pictures, FPS, sound, RATE)
-    return scored(score, path).metrics
+    return scored(score, path)
+
+
+@pytest.fixture(scope="module")
+def plain(upright) -> Metrics:
+    return upright.metrics
 
 
 def scored(score: Score, path: Path, speech: tuple[float, float] | None = None) -> Scored:
@@ -84,6 +90,19 @@ def test_everything_is_measured_of_a_man_who_talks_to_the_camera(plain):
     assert plain.lip_sync > 0.6 and abs(plain.lip_offset) < 2
     assert plain.speech_share == 1 and plain.overlap_share == 0 and plain.speakers == 1
     assert 0.2 < plain.face_ratio < 0.8 and plain.face_px == pytest.approx(plain.face_ratio * 480, rel=0.05)
+
+
+def test_what_is_said_of_the_face_is_what_its_track_says_frame_by_frame(upright):
+    [track], found = upright.tracks, upright.metrics
+    for angle in ("yaw", "pitch", "roll"):
+        assert np.mean(np.abs(getattr(track, angle))) == pytest.approx(getattr(found, f"{angle}_abs"), abs=1e-6)
+    edges = [min(track.left) / 640, min(track.top) / 480, max(track.right) / 640, max(track.bottom) / 480]
+    assert found.crop == pytest.approx(edges, abs=1e-6)
+    assert found.face_px == pytest.approx(np.median(np.subtract(track.bottom, track.top)), rel=1e-6)
+    lips, face = (np.array([getattr(track, f"{part}{edge}") for edge in EDGES]) for part in ("lips_", ""))
+    assert (lips[:2] > face[:2]).all() and (lips[2:] < face[2:] + 5).all()
+    assert len(track.points) == len(track.left) * 10
+    assert track.lip_sync == found.lip_sync and found.track == track.track
 
 
 def test_no_metric_is_not_a_number(plain):
