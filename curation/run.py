@@ -119,7 +119,6 @@ def write_run(
         "av",
         "ray",
         "scenedetect-headless",
-        "mediapipe",
         "onnxruntime",
         "torch",
         "numpy",

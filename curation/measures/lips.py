@@ -46,7 +46,7 @@ class LipScore:
     """How a mouth and a sound go together.
 
     confidence: (best - median score over lags) × sqrt(seconds). At any length about 0.3 where the two have nothing to
-    do with each other, and below 0.6 in 99 of 100 cases; above 0.65 in sync over 4 s, and growing with the length.
+    do with each other, and below 0.6 in 99 of 100 cases; mostly above 0.65 in sync over 4 s, and growing with length.
     offset: frames at 25 fps, SyncNet's sign (sound late: negative), between frames by a parabola. Its zero is the
     middle of the footage the model was fitted on; recordings that pass for in sync lie within 3 frames of it.
     curve: score of the offsets -REACH..REACH, -1..1.
