@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import http.client
 import os
@@ -266,12 +267,18 @@ def entry(name: str) -> Entry:
 
 def entries(*selectors: str) -> list[Entry]:
     """Entries of weights.yaml by name, `profile=…` or `role=…`. Raises WeightsError for one that is not there."""
-    return Catalogue(_CATALOGUE).select(selectors)
+    return _ours(cache_folder() / "weights").select(selectors)
 
 
 def path(name: str) -> Path:
     """The local, verified file of an entry of weights.yaml, fetched first if need be. Raises WeightsError."""
-    return Catalogue(_CATALOGUE).path(name)
+    return _ours(cache_folder() / "weights").path(name)
+
+
+@functools.cache
+def _ours(cache: Path) -> Catalogue:
+    """The catalogue beside this file: read once, as it is asked for at every turn."""
+    return Catalogue(_CATALOGUE, cache)
 
 
 def _read(file: Path) -> dict[str, Entry]:
