@@ -81,6 +81,7 @@ class ScoreConfig:
     insightface: str = option("", "insightface: the folder of an unpacked buffalo_l")
     lips: str = option("", "parameters of the built-in lip/audio score, as fit_lips.py writes them; empty: ours")
     text: bool = option(False, "look for writing (text_share); about 0.03 core-seconds a second of clip")
+    music: str = option("", "folder of FireRedVAD's fireredvad_aed.onnx and cmvn.ark; empty: no music_share")
     syncnet: str = option("", "file of SyncNet's weights (syncnet_v2.model); empty: no sync_c, sync_d, sync_offset")
     device: str = option("cpu", "where SyncNet runs: cpu or cuda", ("cpu", "cuda"))
     cascade: list[str] = option(
@@ -98,6 +99,8 @@ class ScoreConfig:
         found = [Path(self.lips) if self.lips else LIPS]
         if self.syncnet:
             found.append(Path(self.syncnet))
+        if self.music:
+            found.append(Path(self.music) / "fireredvad_aed.onnx")
         if self.identity == "insightface":
             found.append(Path(self.insightface) / "w600k_r50.onnx")
         return found

@@ -216,6 +216,7 @@ class Metrics:
     speakers: int | None = column("different voices in the clip", source="diarization")
     level: float | None = column("RMS level of the sound", "dBFS")
     clipped: float | None = column("share of samples at full scale")
+    music_share: float | None = column("share of the time in which there is music", source="FireRedVAD")
     dnsmos_sig: float | None = column("DNSMOS P.835 speech quality, 1-5", source="DNSMOS")
     dnsmos_bak: float | None = column("DNSMOS P.835 freedom from background noise, 1-5", source="DNSMOS")
     dnsmos_ovr: float | None = column("DNSMOS P.835 overall quality, 1-5", source="DNSMOS")

@@ -18,6 +18,7 @@ import numpy as np
 from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.lips import LipSync
+from curation.backends.music import MusicDetector
 from curation.backends.sound import Dnsmos
 from curation.backends.syncnet import SyncNet
 from curation.backends.text import TextDetector
@@ -62,6 +63,7 @@ class Score:
         self.rate = Dnsmos(weights.path("dnsmos"), threads, every=9)
         self.recognise = _face_encoder(config, threads)
         self.text = TextDetector(weights.path("text-detection"), threads) if config.text else None
+        self.music = MusicDetector(Path(config.music), threads) if config.music else None
         self.syncnet = SyncNet(Path(config.syncnet), config.device, threads) if config.syncnet else None
         cv2.setNumThreads(threads)
 
@@ -105,9 +107,10 @@ class Score:
     def _hear(self, sheet: Sheet, clip: Clip, turns: Sequence[Turn], sound: np.ndarray | None) -> None:
         sheet.put(**_voices(clip, turns))
         if sound is None:
-            sheet.lack("no sound", "level", "clipped", *RATED)
+            sheet.lack("no sound", "level", "clipped", "music_share", *RATED)
             return
         sheet.put(level=level(sound), clipped=clipped_share(sound), sound_hash=sound_hash(sound).tolist())
+        sheet.put("score.music names no network", music_share=self.music(sound) if self.music else None)
         if len(sound) < RATED_SECONDS * RATE:
             sheet.lack(f"shorter than {RATED_SECONDS:g} s", *RATED)
         elif level(sound) <= SILENCE:
@@ -160,7 +163,7 @@ class Sheet:
 
 
 RATED = ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovr")
-SOUND_COLUMNS = ("speech_share", "overlap_share", "speakers", "level", "clipped", *RATED)
+SOUND_COLUMNS = ("speech_share", "overlap_share", "speakers", "level", "clipped", "music_share", *RATED)
 FACE_COLUMNS = (
     *("face_share", "landmark_share", "face_ratio", "face_px", "face_sharpness", "yaw_abs", "pitch_abs", "roll_abs"),
     *("yaw_p95", "pitch_p95", "roll_p95", "head_rotation_speed", "head_travel_speed", "subject_motion"),

@@ -84,7 +84,7 @@ SYNCNET = {"sync_c", "sync_d", "sync_offset"}
 
 
 def test_everything_is_measured_of_a_man_who_talks_to_the_camera(plain):
-    assert nulls(plain) == LINKED | SYNCNET | {"binding_margin", "text_share"}
+    assert nulls(plain) == LINKED | SYNCNET | {"binding_margin", "text_share", "music_share"}
     assert plain.faces_max == 1 and plain.face_share == 1 and plain.landmark_share == 1
     assert plain.yaw_abs < 15 and plain.camera_pan < 0.02 and plain.identity_min > 0.92
     assert plain.lip_sync > 0.6 and abs(plain.lip_offset) < 2
@@ -187,12 +187,21 @@ def test_writing_is_looked_for_on_request(tmp_path):
     assert found[0] == 0 and found[1] > 0.04
 
 
+def test_music_is_listened_for_on_request(footage, tmp_path):
+    listening = Score(ScoreConfig(music=str(footage.parent / "weights" / "audio")))
+    still = [np.full((64, 64, 3), 90, np.uint8)] * 75
+    tune = media.audio(footage / "negative/liveportrait_s13_dance_music.mp4")[: 3 * 16_000]
+    media.encode(tmp_path / "tune.mp4", still, FPS, tune, 16_000)
+    assert scored(listening, tmp_path / "tune.mp4").metrics.music_share > 0.8
+
+
 def test_a_cascade_spares_the_pictures_of_clips_whose_sound_is_out_of_bounds(speaker, plain):
     strict = Score(ScoreConfig(cascade=["speech_share>=0.5", "dnsmos_bak>=4.9"]))
     found = scored(strict, speaker)
     assert found.metrics.status == "stopped" and found.tracks == [] and found.metrics.face_share is None
     assert found.metrics.dnsmos_bak == pytest.approx(plain.dnsmos_bak, abs=0.3)
     assert found.metrics.unmeasured == [
+        "music_share: score.music names no network",
         f"the picture: not looked at, as dnsmos_bak is {found.metrics.dnsmos_bak:.3g} and dnsmos_bak>=4.9 was asked for"
     ]
 
