@@ -24,12 +24,12 @@ import cv2
 import numpy as np
 import torch
 
-from curation.measures.crop import Crop
 from curation.plan import Shard
 from curation.shards import Place, ShardError, staged
 from curation.stages.pack import FPS, RATE, Pack, PackError, Subject
 from manifests.schema import Clip, Track
 from model import media
+from model.crop import Crop
 
 
 def files(pack: Pack, source: Path, clip: Clip, track: Track) -> Iterator[tuple[str, bytes]]:

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from model import media
+from model.crop import Crop, CropError, head_crop
 from model.encoders.detect import Face, FaceFinder
 from model.encoders.speech import FPS, RATE
-from model.framing import Box, framed
 
 SHORTEST = 0.2
 """Seconds of sound below which nothing is said: five frames."""
@@ -41,7 +41,7 @@ class Picture:
 
     image_HW3: np.ndarray
     face: Face
-    box: Box
+    box: Crop
     shown_HW3: np.ndarray
 
     def remarks(self) -> list[str]:
@@ -98,12 +98,13 @@ def picture(path: Path, find: FaceFinder, made: tuple[int, int], which: int = 0,
     image_HW3 = read_picture(path)
     height, width = image_HW3.shape[:2]
     face = _chosen(path, find(image_HW3), which)
-    box = framed(face, width, height, made)
-    if box is None:
+    try:  # framed as training clips are
+        box = head_crop(np.array([[face.left, face.top, face.right, face.bottom]]), width, height, made, upscale=True)
+    except CropError as error:
         raise InputError(
             f"image={path}: {width}x{height} has no room for a {made[0]}:{made[1]} part with the whole face "
             f"({face.right - face.left:.0f}x{face.height:.0f}); take a wider picture"
-        )
+        ) from error
     if box.scale > 1 and not upscale:
         raise InputError(
             f"image={path}: too small: of its {width}x{height} pixels {box.width}x{box.height} can be shown, "

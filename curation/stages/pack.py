@@ -24,11 +24,11 @@ import torch
 
 from curation.captions import Captioner, Captions
 from curation.config import PackConfig
-from curation.measures.crop import Crop, head_crop
 from curation.plan import Window, picked
 from curation.shards import npy
 from manifests.schema import Clip, Metrics, Track
 from model import codecs, media, motion, weights
+from model.crop import Crop, head_crop
 from model.encoders import speech, text
 from model.encoders.face import DlibFace, FaceEncoder, InsightFace
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from curation.config import PackConfig
-from curation.measures.crop import CropError
 from curation.plan import window_starts
 from curation.stages.pack import FPS, RATE, STEP, Pack, PackError, Subject
 from manifests.schema import Clip, Track
 from model import codecs, media, weights
+from model.crop import CropError
 from tests.curation.clips import clip
 from tests.curation.packed import SMALL, array, config, facts, followed, track
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import inputs, media, weights
-from model.encoders.detect import Face, FaceFinder
-from model.framing import framed
+from model.crop import CropError, head_crop
+from model.encoders.detect import FaceFinder
 from model.inputs import InputError
 from tests.faces import finder as curation_finder
 from tests.model.handed_in import man, saved, spoken, tone
@@ -58,9 +58,10 @@ def test_an_odd_picture_is_cut_to_the_video_s_shape_with_the_whole_face_in_it(da
     left, top = data.draw(st.integers(0, width - 20)), data.draw(st.integers(0, height - 20))
     right, bottom = data.draw(st.integers(left + 10, width)), data.draw(st.integers(top + 10, height))
     across, down = data.draw(st.sampled_from([(3, 2), (2, 3), (1, 1)]))
-    box = framed(Face(left, top, right, bottom, 0.9, ()), width, height, (48 * across, 48 * down))
     most = min(width // across, height // down)  # the largest box of the shape, in its steps
-    if box is None:
+    try:
+        box = head_crop(np.array([[left, top, right, bottom]]), width, height, (48 * across, 48 * down), upscale=True)
+    except CropError:
         assert right - left > most * across or bottom - top > most * down
         return
     assert box.width * down == box.height * across  # the same scale along both axes
@@ -72,14 +73,12 @@ def test_an_odd_picture_is_cut_to_the_video_s_shape_with_the_whole_face_in_it(da
 
 @pytest.mark.parametrize("made", [(720, 480), (144, 96), (480, 720)])
 def test_what_is_cut_out_has_the_video_s_size(made: tuple[int, int]) -> None:
-    box = framed(Face(400, 50, 500, 190, 0.9, ()), 1001, 700, made)
-    assert box is not None
+    box = head_crop(np.array([[400, 50, 500, 190]]), 1001, 700, made, upscale=True)
     assert box.cut(np.zeros((700, 1001, 3), np.uint8)).shape == (made[1], made[0], 3)
 
 
 def test_the_part_that_is_shown_has_room_as_training_clips_have() -> None:
-    box = framed(Face(900, 400, 1100, 680, 0.9, ()), 2000, 1600, (720, 480))
-    assert box is not None
+    box = head_crop(np.array([[900, 400, 1100, 680]]), 2000, 1600)
     assert box.height == pytest.approx(2.4 * 280, abs=2)
     assert (box.left + box.width / 2) == pytest.approx(1000, abs=2)
 

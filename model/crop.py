@@ -1,4 +1,4 @@
-"""Where a talking head is cut out of the picture: one box for the whole clip, so that it never moves.
+"""Where a talking head is cut out of a picture or a clip: one box for the whole clip, so that it never moves.
 
 The box has the shape of the picture to be made (3:2 for 720 x 480), in whole pixels of the source and in whole steps of
 that shape: scaling it stretches nothing. Boxes are left, top, right, bottom in pixels of the source as shown.

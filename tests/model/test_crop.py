@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.measures.crop import CropError, head_crop
 from model import media
+from model.crop import CropError, head_crop
 from tests.curation.clips import clip
 from tests.curation.packed import followed
 
