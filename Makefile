@@ -30,7 +30,7 @@ demo: $(INSTALLED) ## real footage out of the package registry to clips chosen, 
 	@echo "== to look at: $(DEMO)/data/report.html"
 
 test: $(INSTALLED) ## the tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not soak" --numprocesses 2 --dist loadgroup --durations 25 tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not soak" --numprocesses 2 --dist loadfile --durations 25 tests
 
 # A second environment on top of the first: these packages pull CUDA builds and other OpenCVs into their own.
 $(PAPER)/installed: $(INSTALLED)
