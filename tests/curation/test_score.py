@@ -202,7 +202,8 @@ def test_a_cascade_spares_the_pictures_of_clips_whose_sound_is_out_of_bounds(spe
     assert found.metrics.dnsmos_bak == pytest.approx(plain.dnsmos_bak, abs=0.3)
     assert found.metrics.unmeasured == [
         "music_share: score.music names no network",
-        f"the picture: not looked at, as dnsmos_bak is {found.metrics.dnsmos_bak:.3g} and dnsmos_bak>=4.9 was asked for",
+        f"the picture: not looked at, as dnsmos_bak is {found.metrics.dnsmos_bak:.3g} "
+        "and dnsmos_bak>=4.9 was asked for",
     ]
 
 
