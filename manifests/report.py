@@ -16,12 +16,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # the repo root, not this folder, is where our packages are
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import contextlib
 import time
-import uuid
 from dataclasses import dataclass
-
-from pyarrow import fs
 
 from manifests import recipe, selection
 from manifests.distributions import metrics
@@ -30,7 +26,7 @@ from manifests.recipe import RecipeError
 from manifests.report_page import render
 from manifests.schema import Video
 from manifests.selection import SelectionError
-from manifests.store import ManifestError, ManifestStore, locate
+from manifests.store import ManifestError, ManifestStore, locate, publish
 from model import settings
 from model.settings import option, required
 
@@ -80,7 +76,7 @@ def report(config: ReportConfig) -> int:
         chosen = by_recipe(store, clips, asked)
     page = render(overview(store, clips, chosen, config.clips, config.previews, config.along, config.seed))
     filesystem, path = locate(config.page) if config.page else (store.filesystem, beside(store))
-    write(filesystem, path, page.encode())
+    publish(filesystem, path, page.encode())
     print(f"{path}: {clips.num_rows} clips, {len(page) / 1e6:.1f} MB, {time.monotonic() - started:.1f} s")
     return 0
 
@@ -99,24 +95,6 @@ def check(config: ReportConfig) -> None:
 def beside(store: ManifestStore) -> str:
     """Where the page goes unless told otherwise: into the output, next to `manifests`."""
     return f"{store.root.rsplit('/', 1)[0]}/report.html"
-
-
-def write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    """Write a file whole or not at all. Raises ManifestError."""
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    target = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path  # an object appears only when its stream closes
-    try:
-        if local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with filesystem.open_output_stream(target) as stream:
-            stream.write(content)
-        if local:
-            Path(target).replace(path)
-    except OSError as error:
-        if local:
-            with contextlib.suppress(OSError):
-                Path(target).unlink()
-        raise ManifestError(f"{path}: could not be written: {error}") from error
 
 
 if __name__ == "__main__":

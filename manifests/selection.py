@@ -12,9 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ from manifests.candidates import Funnel, Lost, SelectionError
 from manifests.choice import SPLIT, Options, chosen
 from manifests.recipe import Recipe
 from manifests.schema import VERSION, Clip, Video, columns, schema
-from manifests.store import ManifestStore, locate
+from manifests.store import ManifestError, ManifestStore, locate, publish
 
 __all__ = ["Funnel", "Lost", "Options", "Selection", "SelectionError", "again", "choose", "read", "write"]
 
@@ -82,20 +80,10 @@ def write(output: str, selection: Selection) -> str:
     sink = pa.BufferOutputStream()
     clips = selection.clips.replace_schema_metadata(metadata)
     pq.write_table(clips, sink, compression="zstd", write_page_checksum=True)
-    folder, local = path.rsplit("/", 1)[0], isinstance(filesystem, fs.LocalFileSystem)
-    target = f"{folder}/.{uuid.uuid4().hex}.tmp" if local else path  # an object appears only when its stream closes
     try:
-        if local:
-            filesystem.create_dir(folder)
-        with filesystem.open_output_stream(target) as stream:
-            stream.write(sink.getvalue())
-        if local:
-            Path(target).replace(path)
-    except OSError as error:
-        if local:
-            with contextlib.suppress(OSError):
-                Path(target).unlink()
-        raise SelectionError(f"{path}: could not be written: {error}") from error
+        publish(filesystem, path, sink.getvalue())
+    except ManifestError as error:
+        raise SelectionError(str(error)) from error
     return path
 
 

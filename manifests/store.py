@@ -43,6 +43,26 @@ def locate(place: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
+def publish(filesystem: fs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    """Write a file so that it is there whole or not at all. Raises ManifestError when it cannot be written."""
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    folder = path.rpartition("/")[0]
+    # An object appears in its bucket only when its stream closes; a local file needs the rename.
+    target = f"{folder}/.{uuid.uuid4().hex}.tmp" if is_local else path
+    try:
+        if is_local:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        with filesystem.open_output_stream(target) as sink:
+            sink.write(content)
+        if is_local:
+            Path(target).replace(path)
+    except OSError as error:
+        if is_local:
+            with contextlib.suppress(OSError):
+                Path(target).unlink()
+        raise ManifestError(f"{path}: could not be written: {error}") from error
+
+
 class ManifestStore:
     """The tables below `<output>/manifests`."""
 
@@ -51,7 +71,6 @@ class ManifestStore:
         self.filesystem, root = locate(output)
         self.root = f"{root}/manifests"
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        self._made: set[str] = set()
 
     def folder(self, table: type[Row]) -> str:
         return f"{self.root}/{table.table}"
@@ -71,26 +90,7 @@ class ManifestStore:
     def _write_file(self, path: str, data: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(data, sink, compression="zstd")
-        self._replace(path, sink.getvalue())
-
-    def _replace(self, path: str, content: bytes | pa.Buffer) -> None:
-        """Write a file so that it is there whole or not at all."""
-        folder = path.rsplit("/", 1)[0]
-        # An object appears in its bucket only when its stream closes; a local file needs the rename.
-        target = f"{folder}/.{uuid.uuid4().hex}.tmp" if self.is_local else path
-        try:
-            if folder not in self._made:
-                self.filesystem.create_dir(folder, recursive=True)
-                self._made.add(folder)
-            with self.filesystem.open_output_stream(target) as sink:
-                sink.write(content)
-            if self.is_local:
-                Path(target).replace(path)
-        except OSError as error:
-            if self.is_local:
-                with contextlib.suppress(OSError):
-                    Path(target).unlink()
-            raise ManifestError(f"{path}: could not be written: {error}") from error
+        publish(self.filesystem, path, sink.getvalue())
 
     def _delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -211,7 +211,7 @@ class ManifestStore:
         self._write_file(fresh, pa.concat_tables(pieces))
         live = [pack.rsplit("/", 1)[-1] for pack in (*packs, fresh) if pack not in outdated]
         # From here on the new pack counts, and those it was made from do not.
-        self._replace(f"{self.folder(table)}/{_INDEX}", "\n".join(live).encode())
+        publish(self.filesystem, f"{self.folder(table)}/{_INDEX}", "\n".join(live).encode())
         self._delete(outdated)
         self._delete(parts)
         return len(parts)

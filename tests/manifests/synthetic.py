@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from manifests.schema import Clip, Row, Video, schema
-from manifests.store import ManifestStore, from_arrow
+from manifests.store import ManifestStore, from_arrow, publish
 
 HUNDREDTH = 36.0
 """Seconds in a hundredth of an hour: how long a clip is unless it is said."""
@@ -84,7 +84,7 @@ def pack(output: Path | str, table: pa.Table, row: type[Row] = Clip) -> Manifest
     """Write rows as the one pack that a compaction leaves."""
     store = ManifestStore(str(output))
     store._write_file(f"{store.folder(row)}/pack-0.parquet", table)
-    store._replace(f"{store.folder(row)}/_packs", b"pack-0.parquet")
+    publish(store.filesystem, f"{store.folder(row)}/_packs", b"pack-0.parquet")
     return store
 
 

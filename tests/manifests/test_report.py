@@ -22,7 +22,7 @@ from manifests.distributions import metrics, values
 from manifests.overview import by_recipe, by_selection, limits, overview, read_clips
 from manifests.report_page import Report, render
 from manifests.schema import Clip, Failure, Loss, Video
-from manifests.store import ManifestStore
+from manifests.store import ManifestStore, publish
 from model.media import frames, probe
 from tests.manifests.made_up import LACKING, SETS, failure, filmed, manifests, row
 
@@ -358,7 +358,7 @@ def test_a_report_can_live_in_a_bucket(bucket, tmp_path):
     store = ManifestStore(f"{bucket}/report")
     for table in (Clip, Video, Loss):
         for part in Path(made.folder(table)).glob("*.parquet"):
-            store._replace(f"{store.folder(table)}/{part.name}", part.read_bytes())
+            publish(store.filesystem, f"{store.folder(table)}/{part.name}", part.read_bytes())
     done = run(f"output={bucket}/report", "clips=0")
     assert done.returncode == 0, done.stderr
     with store.filesystem.open_input_stream("films/report/report.html") as stream:
