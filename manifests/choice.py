@@ -139,10 +139,7 @@ def fingerprints(candidates: Candidates) -> tuple[duplicates.Prints, np.ndarray]
 
     Raises SelectionError where there are none.
     """
-    store, known = candidates.store, schema(Clip).names
-    if missing := [name for name in duplicates.COLUMNS if name not in known]:
-        raise SelectionError(f"copies cannot be found: clips have no {' and no '.join(missing)} in these manifests")
-    table = store.arrow(Clip, ["clip_id", "width", "height", "path", "start", *duplicates.COLUMNS])
+    table = candidates.store.arrow(Clip, ["clip_id", "width", "height", "path", "start", *duplicates.COLUMNS])
     if not table["clip_id"].equals(candidates.table["clip_id"]):
         raise SelectionError(_CHANGED)
     prints = duplicates.Prints.of(table)

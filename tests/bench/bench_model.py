@@ -34,6 +34,7 @@ from model.config import ModelConfig, preset
 from model.portrait import Portrait, build
 from model.settings import main, option
 from model.transformer import Denoiser
+from tests.model.memory import most_held
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def compare_training(config: Config, model: ModelConfig) -> None:
         difference = float((our_step() - their_step()).abs().max())
     steps = {"ours": trained(our_step, ours), "diffusers": trained(their_step, theirs)}
     seconds = timed(steps, config)
-    held = {name: most_held(step, config) for name, step in steps.items()}
+    held = {name: most_held(step, config.device) for name, step in steps.items()}
     cost = flops.training(flops.forward(bare, flops.Shape(config.frames, config.height, config.size, config.text)))
     tokens = config.text + config.frames * (config.height // 2) * (config.size // 2)
     print(f"\n{model.layers} blocks of width {model.width}, {tokens} tokens, forward and backward")
@@ -157,7 +158,7 @@ def compare_sampling(config: Config, model: ModelConfig) -> None:
     same = bool(torch.equal(sample(True), sample(False)))
     steps = {"once": lambda: sample(True), "every step": lambda: sample(False)}
     seconds = timed(steps, config)
-    held = {name: most_held(step, config) for name, step in steps.items()}
+    held = {name: most_held(step, config.device) for name, step in steps.items()}
     print(f"\nsampling, {config.steps} steps, {model.layers} blocks; the reference looked at …")
     print(f"  (outputs equal: {same})")
     for name in steps:
@@ -181,25 +182,6 @@ def timed(steps: dict[str, Callable[[], object]], config: Config) -> dict[str, f
             if run:
                 seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def most_held(step: Callable[[], object], config: Config) -> int:
-    """Bytes allocated at the worst moment of a step, beyond what was held before it."""
-    if config.device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    held = most = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def _wait(config: Config) -> None:

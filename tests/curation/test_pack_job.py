@@ -372,20 +372,6 @@ def test_a_model_that_cannot_be_had_stops_the_job_in_one_line(output, tmp_path):
     assert not list(tmp_path.glob("*.tar"))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 400 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("only root can mount a small disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_the_job_and_with_room_it_goes_on(output, undisturbed, small_disk):
     place = small_disk / "shards"
     with pytest.raises((JobError, ShardError), match=f"{place}: no room left on the disk; make room"):

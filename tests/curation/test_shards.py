@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import resource
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -154,20 +152,6 @@ def test_a_file_that_may_not_grow_is_a_clear_stop_and_nothing_counts(tmp_path):
     assert not list(tmp_path.glob("*.tar")) and shards.finished(Place(str(tmp_path))) == {}
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     assert assemble(Place(str(tmp_path)), SHARD, set()).bytes > 4000, "with room it goes on"
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("only root can mount a small disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_a_clear_stop_and_nothing_half_written_counts(small_disk):

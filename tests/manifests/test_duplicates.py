@@ -8,14 +8,10 @@ import pytest
 
 from manifests import recipe
 from manifests.choice import COPIES
-from manifests.duplicates import COLUMNS, Prints, copies, pairs
+from manifests.duplicates import Prints, copies, pairs
 from manifests.explanation import explain
-from manifests.schema import Clip, schema
 from manifests.selection import Options, SelectionError, choose
 from tests.manifests.synthetic import clips, lay
-
-PRINTED = set(COLUMNS) <= set(schema(Clip).names)
-printed = pytest.mark.skipif(not PRINTED, reason="clips have no fingerprints in this schema")
 
 
 def film(seed: int, seconds: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -130,12 +126,6 @@ def test_prints_of_some_clips_are_theirs():
     assert prints((np.zeros(0, int), np.zeros(0, int)), *rows).known().tolist() == [False, True, True, True, True]
 
 
-@pytest.mark.skipif(PRINTED, reason="clips have fingerprints in this schema")
-def test_manifests_without_fingerprints_say_so(tmp_path):
-    with pytest.raises(SelectionError, match="clips have no picture_hash and no sound_hash"):
-        choose(lay(tmp_path, clips(level=[1.0])), recipe.asked([]), Options(drop_duplicates=True))
-
-
 @pytest.fixture
 def doubled(tmp_path):
     """Five clips: 0, 1 and 3 show the same, 1 finest of them and 3 too quiet; 4 has no fingerprint."""
@@ -159,7 +149,6 @@ def doubled(tmp_path):
     )
 
 
-@printed
 def test_copies_are_dropped_last_and_have_their_line_in_the_funnel(doubled):
     chosen = choose(doubled, recipe.asked(["level>=-50"]), Options(drop_duplicates=True))
     assert [int(name, 16) for name in chosen.clips["clip_id"].to_pylist()] == [1, 2, 4]
@@ -168,14 +157,12 @@ def test_copies_are_dropped_last_and_have_their_line_in_the_funnel(doubled):
     assert chosen.funnel.clips == sum(lost.clips for lost in chosen.funnel.lost) + chosen.funnel.chosen_clips
 
 
-@printed
 def test_a_copy_is_explained_by_what_is_kept_in_its_place(doubled):
     told = explain(doubled, recipe.asked(["level>=-50"]), f"{0:016x}", drop_duplicates=True)
     assert told.removed_by == f"being a copy of {1:016x}"
     assert explain(doubled, recipe.asked(["level>=-50"]), f"{1:016x}", drop_duplicates=True).removed_by == ""
 
 
-@printed
 def test_manifests_whose_clips_have_no_fingerprint_say_so(tmp_path):
     with pytest.raises(SelectionError, match="no clip has a fingerprint"):
         choose(lay(tmp_path, clips(level=[1.0])), recipe.asked([]), Options(drop_duplicates=True))

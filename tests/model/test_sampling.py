@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from model.diffusion import Schedule, guide
 from model.footprint import Work
 from model.portrait import Portrait, build
 from model.sampling import Guidance, Guided, Plan, Sampling
+from tests.model.memory import most_held
 from tests.model.networks import shaken
 from tests.model.synthetic import number, numbered
 
@@ -291,7 +292,8 @@ def test_memory_foretold_is_enough_and_not_twice_what_a_step_holds(
     audio_TWNC = noise(49, 5, config.audio.layers, config.audio.dim)
     model = Guided(network, person_of(network), guidance, None, audio_TWNC)
     latents = noise(1, frames, 16, height, width)
-    held = most_held(lambda: model(latents, torch.tensor([600])))
+    with torch.no_grad():
+        held = most_held(lambda: model(latents, torch.tensor([600])))
     size = torch.empty(0, dtype=dtype).element_size()
     work = Work(config, Plan.of(config, 49, 49), guidance, 2, height, width, frames, 7, size)
     assert held <= footprint.step(work) <= 2 * held, (held, footprint.step(work))
@@ -315,18 +317,3 @@ def test_the_full_network_s_memory_is_that_of_its_published_size() -> None:
     less = footprint.memory(work, "cogvideox", "t5", tiling=True, cached=False)
     assert less["reference"] == 0
     assert less["decoding"] == pytest.approx(parts["decoding"] / 4, rel=0.01)
-
-
-def most_held(run: Callable[[], object]) -> int:
-    """Bytes allocated at the worst moment of a run."""
-    with (
-        torch.no_grad(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
-    ):
-        run()
-    held = most = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
