@@ -178,6 +178,9 @@ class PackConfig:
     height: int = option(480, "height of the pictures made, pixels")
     room: float = option(2.4, "height of the crop in face heights, where the source has as much")
     upscale: bool = option(False, "enlarge crops that have fewer pixels than are made (recorded with each sample)")
+    pad: bool = option(
+        True, "black beside a source too narrow for any crop, as HDTF's squares (recorded in samples); false: refuse it"
+    )
     motion_frames: int = option(2, "frames before the window that its motion is taken from")
     reference_frames: int = option(4, "frames of the clip drawn as references")
     audio_margin: int = option(2, "frames of the speech embedding beyond either end of the window")
@@ -187,6 +190,10 @@ class PackConfig:
     codec_source: str = option("", "cogvideox: a local folder or the hub's org/name; empty: the published one")
     speech: str = option("whisper", "what makes speech embeddings: whisper or wav2vec2", ("whisper", "wav2vec2"))
     speech_source: str = option("", "wav2vec2: a local folder or the hub's org/name; empty: the published one")
+    vocals: str = option(
+        "", "file of an MDX-Net separator (Kim_Vocal_2.onnx): speech embeddings are of the voice alone; empty: none"
+    )
+    vocals_fft: int = option(0, "vocals: samples of a frame of its spectrogram; 0: known, as that of Kim_Vocal_2 is")
     text: str = option("minilm", "what makes text embeddings: minilm or t5", ("minilm", "t5"))
     text_source: str = option("", "t5: a local folder or the hub's org/name; empty: the published one")
     identity: str = option(
@@ -243,6 +250,8 @@ class PackConfig:
         require(self.shard_mb > 0, f"shard_mb={self.shard_mb:g}: more than 0")
         insight = self.identity != "insightface" or "face" not in self.contents or bool(self.insightface)
         require(insight, "identity=insightface: insightface=… names the folder of an unpacked buffalo_l")
+        is_there = not self.vocals or Path(self.vocals).is_file()
+        require(is_there, f"vocals={self.vocals}: no such file; it is an MDX-Net separator, as Kim_Vocal_2.onnx")
 
 
 def profile(asked: Any) -> Path:

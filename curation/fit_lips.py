@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 
 from curation.backends import lips as backend
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.inputs import InputError, find
 from curation.measures import lips
 from curation.measures.sound import level
 from curation.stages.cast import mouth
 from model import media, settings, weights
+from model.encoders.detect import CenterFace
 from model.encoders.speech import WhisperEncoder
 from model.media import MediaError, Span
 from model.settings import option, required

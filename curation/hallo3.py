@@ -35,7 +35,7 @@ from model.crop import Crop
 def files(pack: Pack, source: Path, clip: Clip, track: Track) -> Iterator[tuple[str, bytes]]:
     """The clip's files: name below the tree and content. Raises as Pack does."""
     subject = Subject.of(track)
-    crop = pack.crop(clip, subject)
+    crop = pack.crop(source, clip, subject)
     sound_N = pack.sound(source, clip, len(subject))
     pack.references(clip, subject)  # (a clip that shows no face is refused)
     assert pack.recognise is not None and pack.speech is not None
@@ -57,7 +57,7 @@ def files(pack: Pack, source: Path, clip: Clip, track: Track) -> Iterator[tuple[
         raise PackError(f"frame {drawn}, whose face was to be embedded, is not there")
     yield f"face_mask/{clip.clip_id}.png", _png(union_mask(crop, subject))
     yield f"face_emb/{clip.clip_id}.pt", _tensor(vector_D.astype(np.float32))
-    yield f"audio_emb/{clip.clip_id}.pt", _tensor(pack.speech.frames(sound_N, len(subject)).astype(np.float32))
+    yield f"audio_emb/{clip.clip_id}.pt", _tensor(pack.states(source, clip, sound_N).astype(np.float32))
 
 
 def union_mask(crop: Crop, subject: Subject) -> np.ndarray:

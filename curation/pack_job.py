@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from curation import shards
 from curation.config import PackConfig
+from curation.inputs import sha256
 from curation.pack_step import PackStep
 from curation.plan import Chosen, Group, planned, window_starts
 from manifests import selection
@@ -122,6 +123,8 @@ def sample_bytes(config: PackConfig) -> float:
 def _about(config: PackConfig, chosen: selection.Selection, clips: Sequence[Chosen]) -> dict[str, Any]:
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _RUNTIME}
     digests = {name: weights.entry(name).sha256 for name in config.models()}
+    if config.vocals and "audio" in config.contents:
+        digests["vocals"] = sha256(config.vocals)
     packed = [f"{clip.clip_id} {clip.frames} {clip.split}" for clip in clips]
     origin = [chosen.recipe.hash, json.dumps(chosen.made, sort_keys=True)]  # what the clips' rows were made from
     return {

@@ -30,7 +30,7 @@ class PackStep(Step):
     """Clip by clip of a source: one that cannot be packed is a failure of its own."""
 
     name = "pack"
-    revision = 1
+    revision = 2
     survives = True
 
     def __init__(self, config: PackConfig, orders: str) -> None:

@@ -23,7 +23,7 @@ from manifests.store import ManifestStore
 from model import media, weights
 
 if TYPE_CHECKING:
-    from curation.backends.faces import Face
+    from model.encoders.detect import Face
 
 LABELS = ("source_set", "licence", "url", "uploader", "title")
 

@@ -11,7 +11,7 @@ from model import checkpoint, codecs, footprint, inputs, sampling, weights
 from model.config import PRESETS, ModelConfig, preset
 from model.diffusion import LEVELS
 from model.encoders import speech, text
-from model.encoders.detect import FaceFinder
+from model.encoders.detect import CenterFace
 from model.encoders.face import DlibFace
 from model.settings import SettingsError, option, required
 
@@ -159,7 +159,7 @@ def prepare(config: AnimateConfig) -> Job:
             f"{codecs.frames_for(network.latent_frames)} frames can be made"
         )
     picture = inputs.picture(
-        Path(config.image), FaceFinder(weights.path("centerface")), made, config.face, config.upscale
+        Path(config.image), CenterFace(weights.path("centerface")), made, config.face, config.upscale
     )
     sound = inputs.sound(Path(config.audio))
     try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from model import media
 from model.crop import Crop, CropError, head_crop
-from model.encoders.detect import Face, FaceFinder
+from model.encoders.detect import CenterFace, Face
 from model.encoders.speech import FPS, RATE
 
 SHORTEST = 0.2
@@ -36,7 +36,7 @@ class InputError(Exception):
 class Picture:
     """A picture, the one face in it that is animated, and the part of it that is shown.
 
-    image_HW3: uint8 RGB, the whole picture. shown_HW3: the part, at the video's size.
+    image_HW3: uint8 RGB, the whole picture; face: in its pixels. shown_HW3: the part, at the video's size.
     """
 
     image_HW3: np.ndarray
@@ -89,7 +89,7 @@ def read_picture(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image_HW3[..., ::-1])
 
 
-def picture(path: Path, find: FaceFinder, made: tuple[int, int], which: int = 0, upscale: bool = False) -> Picture:
+def picture(path: Path, find: CenterFace, made: tuple[int, int], which: int = 0, upscale: bool = False) -> Picture:
     """A picture file, checked and framed. made: width and height of the video.
 
     which: the face to animate, counted from the left from 1 on; 0: the only one. upscale: whether a picture with
@@ -97,7 +97,8 @@ def picture(path: Path, find: FaceFinder, made: tuple[int, int], which: int = 0,
     """
     image_HW3 = read_picture(path)
     height, width = image_HW3.shape[:2]
-    face = _chosen(path, find(image_HW3), which)
+    found = [face.scaled(width, height) for face in find(image_HW3)]
+    face = _chosen(path, sorted(found, key=lambda face: face.left), which)
     try:  # framed as training clips are
         box = head_crop(np.array([[face.left, face.top, face.right, face.bottom]]), width, height, made, upscale=True)
     except CropError as error:

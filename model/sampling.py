@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from model import motion
 from model.attention import Keys
-from model.codecs import Codec, latents_for
+from model.codecs import Codec, latents_for, shown, signed
 from model.conditioning import windows
 from model.config import ModelConfig
 from model.diffusion import Progress, Schedule, ddim, dpmpp_2m, dpmpp_2m_sde, guide
@@ -155,7 +155,8 @@ def video(
     for clip in range(plan.clips):
         audio_TWNC = None if speech_TNC is None else heard(speech_TNC, config.audio.window, plan, clip)
         done = partial(_counted, progress, clip * how.steps, all_steps)
-        condition_FCHW = motion_condition(portrait, codec, person, ends_NCHW, latents_for(plan.length))
+        grey = torch.Generator().manual_seed(_drawn_from(how.seed, clip, "motion"))
+        condition_FCHW = motion_condition(portrait, codec, person, ends_NCHW, latents_for(plan.length), grey)
         guided = Guided(portrait, person, how.guidance, condition_FCHW, audio_TWNC)
         latents_FCHW = sampled(guided, how, clip, (latents_for(plan.length), *person.reference_CHW.shape), done)
         frames_THW3 = shown(codec.decode(latents_FCHW))
@@ -179,14 +180,23 @@ def heard(speech_TNC: torch.Tensor, window: int, plan: Plan, clip: int) -> torch
 
 
 def motion_condition(
-    portrait: Portrait, codec: Codec, person: Subject, ends_NCHW: torch.Tensor, latent_frames: int
+    portrait: Portrait,
+    codec: Codec,
+    person: Subject,
+    ends_NCHW: torch.Tensor,
+    latent_frames: int,
+    generator: torch.Generator,
 ) -> torch.Tensor | None:
-    """The condition [F, C, h, w] of the frames that a clip goes on from; None for a network that takes none."""
+    """The condition [F, C, h, w] of the frames that a clip goes on from; None for a network that takes none.
+
+    generator: with compat=hallo3, draws which of the frames' pixels become grey, as the released code's sampling does.
+    """
     if not portrait.config.condition_channels:
         return None
     device, dtype = _where(portrait)
     if portrait.config.compat == "hallo3":
-        latents_NCHW = motion.joint(codec, person.picture_CHW, ends_NCHW)
+        masked_NCHW = motion.masked(ends_NCHW, motion.RELEASED_MASK, generator, alike=True)
+        latents_NCHW = motion.joint(codec, person.picture_CHW, masked_NCHW)
     else:
         latents_NCHW = motion.encode(codec, ends_NCHW)
     return motion.condition(latents_NCHW.to(device, dtype), latent_frames)
@@ -274,17 +284,6 @@ def padded(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | 
     return batch_BSD, torch.arange(longest, device=batch_BSD.device) < lengths_B1
 
 
-def signed(frames_THW3: np.ndarray) -> torch.Tensor:
-    """Pictures as a codec takes them: uint8 [T, H, W, 3] -> float32 [T, 3, H, W], -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(frames_THW3)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def shown(frames_TCHW: torch.Tensor) -> np.ndarray:
-    """Decoded frames as pictures: float [T, 3, H, W] -> uint8 [T, H, W, 3]."""
-    levels = ((frames_TCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
-
-
 def _reference_text(portrait: Portrait, text_SD: torch.Tensor) -> torch.Tensor:
     """The reference network's text, [1, S, D]: the prompt; zeros with compat=hallo3, as the released code samples."""
     return torch.zeros_like(text_SD)[None] if portrait.config.compat == "hallo3" else text_SD[None]
@@ -299,9 +298,10 @@ def _where(portrait: Portrait) -> tuple[torch.device, torch.dtype]:
     return parameter.device, parameter.dtype
 
 
-def _drawn_from(seed: int, clip: int) -> int:
-    """The seed of a clip's generator; neighbouring seeds and clips have nothing in common."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{clip}".encode()).digest()[:8], "big") >> 1
+def _drawn_from(seed: int, clip: int, *what: str) -> int:
+    """The seed of a generator of a clip, of its noise or of something else; no two have anything in common."""
+    name = "\0".join([str(seed), str(clip), *what])
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def _counted(progress: Progress | None, before: int, steps: int, step: int, _: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation.backends.faces import CenterFace
 from model import weights
+from model.encoders.detect import CenterFace
 from model.encoders.face import DlibFace
 
 

@@ -19,9 +19,10 @@ import cv2
 import numpy as np
 from scipy.special import expit
 
-from curation.backends import protobuf, tflite
+from curation.backends import tflite
 from curation.backends.tracks import Sight
 from curation.measures.canonical import Canonical, pose
+from model import protobuf
 
 SIDE = 256
 """Pixels of the network's own input."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from curation.backends.flatbuffer import NOTHING, Table
-from curation.backends.protobuf import message
+from model.protobuf import message
 
 TYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.float32),

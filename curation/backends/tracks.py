@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from curation.backends.faces import Face
+from model.encoders.detect import Face
 
 EVERY = 5
 """Frames from one search to the next."""

@@ -64,23 +64,35 @@ def _variance(luma_HW: np.ndarray) -> float:
 
 
 def letterbox(brightest_HW: np.ndarray) -> float:
-    """Share of the picture that is black bars, above and below or at the sides, 0..1.
+    """Share of the picture that is black bars, above and below or at the sides, 0..1: what lies outside `between_bars`.
+
+    NaN when all of it is dark: nobody can tell a bar from a black picture.
+    """
+    found = between_bars(brightest_HW)
+    if found is None:
+        return float("nan")
+    left, top, right, bottom = found
+    height, width = brightest_HW.shape
+    return 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def between_bars(brightest_HW: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The picture between its black bars: left, top, right, bottom, pixels; None when all of it is dark.
 
     A bar is dark in every frame, has a straight edge, and gives way to the picture within EDGE lines; a side without
     such an edge has none. Bars of another colour, and blurred copies of the picture beside it, are not found.
 
     brightest_HW: uint8, each pixel's greatest luma over the clip (`np.maximum` of its pictures, of any one size).
-    NaN when all of it is dark: nobody can tell a bar from a black picture.
     """
     lit_HW = brightest_HW >= DARK
     if not lit_HW.any():
-        return float("nan")
+        return None
     height, width = lit_HW.shape
     top, bottom = _bar(lit_HW), _bar(lit_HW[::-1])
     # Columns are judged between the bars above and below: else the bars' own pixels would count as theirs.
     inner_WH = lit_HW[top : height - bottom].T
     left, right = _bar(inner_WH), _bar(inner_WH[::-1])
-    return 1 - (height - top - bottom) * (width - left - right) / (height * width)
+    return left, top, width - right, height - bottom
 
 
 def _bar(lit_LN: np.ndarray) -> int:

@@ -1,4 +1,5 @@
-"""pack: one chosen clip in, its training samples out. One decode; each window encoded as its last frame comes by.
+"""pack: one chosen clip in, its training samples out. One decode (two of a clip with black bars), each window encoded
+as its last frame comes by.
 
 A sample is a window of the clip with all that training needs of it: see docs/packing.md for every member. Nothing here
 depends on the moment or the machine's load: the same clip and settings give the same bytes.
@@ -24,18 +25,23 @@ import torch
 
 from curation.captions import Captioner, Captions
 from curation.config import PackConfig
+from curation.measures import picture
 from curation.plan import Window, picked
 from curation.shards import npy
 from manifests.schema import Clip, Metrics, Track
 from model import codecs, media, motion, weights
-from model.crop import Crop, head_crop
+from model.crop import Box, Crop, head_crop
 from model.encoders import speech, text
 from model.encoders.face import DlibFace, FaceEncoder, InsightFace
+from model.encoders.vocals import RATE as VOCALS_RATE
+from model.encoders.vocals import VocalSeparator
 
 FPS = 25
 RATE = 16_000
 STEP = RATE // FPS
 """Samples of sound a frame."""
+BLEND = 2
+"""Lines inside a black bar's edge that it is blended into."""
 LATENTS = {"latent", "motion", "reference"}
 """Members that the codec makes."""
 
@@ -96,6 +102,7 @@ class Pack:
         wanted, device, precision = set(config.contents), config.device, getattr(torch, config.precision)
         self.codec: codecs.Codec | None = None
         self.speech: speech.SpeechEncoder | None = None
+        self.vocals: VocalSeparator | None = None
         self.text: text.TextEncoder | None = None
         self.recognise: FaceEncoder | None = None
         self.captioner: Captioner | None = None
@@ -103,6 +110,8 @@ class Pack:
             self.codec = codecs.load(config.codec, config.codec_source, device, precision)
         if "audio" in wanted:
             self.speech = speech.load(config.speech, config.speech_source, device)
+            if config.vocals:
+                self.vocals = VocalSeparator(Path(config.vocals), config.vocals_fft, threads)
         if "text" in wanted:
             self.text = text.load(config.text, config.text_source, device, precision)
         if "face" in wanted:
@@ -119,7 +128,7 @@ class Pack:
         MediaError where the clip cannot be packed.
         """
         subject = Subject.of(track)
-        crop = self.crop(clip, subject)
+        crop = self.crop(source, clip, subject)
         caption = self.captions(clip)
         sound_N = self.sound(source, clip, len(subject))
         references = self.references(clip, subject)
@@ -133,20 +142,42 @@ class Pack:
                 subject,
                 crop,
                 caption,
-                self.speech.frames(sound_N, len(subject)) if self.speech else None,
+                self.states(source, clip, sound_N) if self.speech else None,
                 np.asarray(self.text.encode(caption)) if self.text else None,
                 references,
                 faces,
             )
-            latents_KChw = self._each_alone([seen.pictures[index] for index in references], "reference")
+            latents_KChw = self._stills([seen.pictures[index] for index in references], "reference")
             for first in starts:
                 members = self._sample(context, first, seen, latents_KChw, Path(folder))
                 yield Window(clip.clip_id, first), members
 
-    def crop(self, clip: Clip, subject: Subject) -> Crop:
+    def crop(self, source: Path, clip: Clip, subject: Subject) -> Crop:
         """The box that is cut out of the clip."""
-        size = (self.config.width, self.config.height)
-        return head_crop(subject.boxes_T4, clip.width, clip.height, size, self.config.room, self.config.upscale)
+        config, area = self.config, self.area(source, clip, subject)
+        size = (config.width, config.height)
+        return head_crop(subject.boxes_T4, clip.width, clip.height, size, config.room, config.upscale, config.pad, area)
+
+    def area(self, source: Path, clip: Clip, subject: Subject) -> Box | None:
+        """The part of the clip's pictures between their black bars; None where scoring saw no bars.
+
+        Scoring wrote down how much the bars cover, not where they are: the clip is decoded once more to see.
+        """
+        if not clip.letterbox:
+            return None
+        brightest_HW = np.zeros((clip.height, clip.width), np.uint8)
+        for image_HWC in self.frames(source, clip, subject):
+            np.maximum(brightest_HW, cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), out=brightest_HW)
+        found = picture.between_bars(brightest_HW)
+        if found is None:
+            return None
+        left, top, right, bottom = found
+        return (
+            left + BLEND * (left > 0),
+            top + BLEND * (top > 0),
+            right - BLEND * (right < clip.width),
+            bottom - BLEND * (bottom < clip.height),
+        )
 
     def sound(self, source: Path, clip: Clip, frames: int) -> np.ndarray:
         """The clip's sound, float32 at 16 kHz: as long as its frames."""
@@ -156,6 +187,16 @@ class Pack:
             return np.zeros(frames * STEP, np.float32)
         start = _span(clip).start
         return media.audio(source, media.Span(start, start + Fraction(frames, FPS)), RATE)
+
+    def states(self, source: Path, clip: Clip, sound_N: np.ndarray) -> np.ndarray:
+        """The speech embedding of the clip's sound; of the voice in it where a separator is named: [T, layers, D]."""
+        assert self.speech is not None
+        frames = len(sound_N) // STEP
+        if self.vocals is not None:
+            start = _span(clip).start
+            span = media.Span(start, start + Fraction(frames, FPS))
+            sound_N = self.vocals(media.audio(source, span, VOCALS_RATE))
+        return self.speech.frames(sound_N, frames)
 
     def references(self, clip: Clip, subject: Subject) -> list[int]:
         """Frames of the clip that show the face, drawn by the seed and the clip's id."""
@@ -227,16 +268,20 @@ class Pack:
             path = folder / f"{first}.mp4"
             media.encode(path, frames, Fraction(FPS), sound, RATE, self.config.crf, self.config.preset)
         if "latent" in self.config.contents and self.codec is not None:
-            latents_TChw = self.codec.encode(_signed(frames[before:]))
+            latents_TChw = self.codec.encode(codecs.signed(frames[before:]))
             (folder / f"{first}.latent.npy").write_bytes(npy(_half(latents_TChw, "latent")))
         if "motion" in self.config.contents:
-            (folder / f"{first}.motion.npy").write_bytes(npy(self._each_alone(frames[:before], "motion")))
+            (folder / f"{first}.motion.npy").write_bytes(npy(self._stills(frames[:before], "motion")))
 
-    def _each_alone(self, frames: Sequence[np.ndarray], member: str) -> np.ndarray:
-        """Latents of single pictures, float16 [n, C, h, w]; none where the contents have no such member."""
+    def _stills(self, frames: Sequence[np.ndarray], member: str) -> np.ndarray:
+        """Latents of single pictures, float16 [n, C, h, w]; none where the contents have no such member.
+
+        Motion is scaled as the denoiser's condition takes it, references as all latents are.
+        """
         if self.codec is None or member not in self.config.contents:
             return np.zeros((0, 0, 0, 0), np.float16)
-        return _half(motion.encode(self.codec, _signed(frames)), member)
+        encode = motion.encode if member == "motion" else codecs.each_alone
+        return _half(encode(self.codec, codecs.signed(frames)), member)
 
     def _sample(
         self, context: Context, first: int, seen: Seen, latents_KChw: np.ndarray, folder: Path
@@ -305,6 +350,8 @@ class Pack:
                 ],
                 "scale": crop.scale,
                 "upscaled": crop.scale > 1,
+                "padded": crop.padded,
+                "shown": list(crop.shown),
             },
             **drawn,
             "made_with": self.made_with(),
@@ -316,6 +363,7 @@ class Pack:
         roles = {
             "codec": (self.codec, config.codec, config.codec_source),
             "speech": (self.speech, config.speech, config.speech_source),
+            "vocals": (self.vocals, self.vocals.sha256 if self.vocals else "", ""),
             "text": (self.text, config.text, config.text_source),
             "face": (self.recognise, config.identity, config.insightface),
             "captioner": (self.captioner, config.captioner, ""),
@@ -341,15 +389,6 @@ def _stretch(sound_N: np.ndarray, start: int, length: int) -> np.ndarray:
     before = max(0, -start)
     inside = sound_N[max(0, start) : max(0, start + length)]
     return np.pad(inside, (before, max(0, length - before - len(inside))))
-
-
-def _signed(frames: Sequence[np.ndarray]) -> torch.Tensor:
-    """Pictures uint8 [H, W, 3] as a codec takes them: float32 [T, 3, H, W], -1..1."""
-    height, width = frames[0].shape[:2]
-    signed_TCHW = torch.empty((len(frames), 3, height, width))
-    for signed_CHW, image_HWC in zip(signed_TCHW, frames, strict=True):  # twice as fast as all of them at once
-        signed_CHW.copy_(torch.from_numpy(image_HWC).permute(2, 0, 1))
-    return signed_TCHW.div_(127.5).sub_(1)
 
 
 def _half(latents: torch.Tensor, member: str) -> np.ndarray:

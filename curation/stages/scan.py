@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 
 from curation.backends import shots as cutting
-from curation.backends.faces import CenterFace, Face
 from curation.config import ScanConfig
 from curation.measures.picture import sharpness
 from model import media, weights
+from model.encoders.detect import CenterFace, Face
 
 NOT_ASKED = "not asked for"
 NO_FACE = "no face in keyframes"

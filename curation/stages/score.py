@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.lips import LipSync
 from curation.backends.music import MusicDetector
@@ -37,6 +36,7 @@ from curation.stages.viewing import FPS, Viewing
 from manifests.bounds import bound
 from manifests.schema import UNMEASURED, Clip, Metrics, Track, Turn
 from model import media, weights
+from model.encoders.detect import CenterFace
 from model.encoders.face import DlibFace, FaceEncoder, InsightFace
 from model.encoders.speech import WhisperEncoder
 

@@ -8,8 +8,10 @@ T: frame or latent. C: channel. H, W: pixel or latent row and column.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from model.pretrained import PretrainedError
@@ -27,11 +29,13 @@ class Codec(Protocol):
     """Encodes and decodes windows of frames.
 
     channels: of a latent. spatial: pixels to a latent's side; height and width must be multiples of it.
+    condition_scale: what latents are multiplied by to be a condition of the denoiser: motion, or a first picture.
     """
 
     name: str
     channels: int
     spatial: int
+    condition_scale: float
 
     def encode(self, frames_TCHW: torch.Tensor) -> torch.Tensor:
         """Latents of a window: float32 [1 + k, channels, H / spatial, W / spatial], about unit variance.
@@ -104,3 +108,23 @@ def check(frames_TCHW: torch.Tensor, spatial: int) -> None:
     height, width = frames_TCHW.shape[-2:]
     if height % spatial or width % spatial:
         raise ValueError(f"frames of {width}x{height} pixels: both must be multiples of {spatial}")
+
+
+def signed(frames: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+    """Pictures as a codec takes them: uint8 [H, W, 3] each -> float32 [T, 3, H, W], -1..1."""
+    height, width = frames[0].shape[:2]
+    signed_TCHW = torch.empty((len(frames), 3, height, width), dtype=torch.float32)
+    for signed_CHW, image_HWC in zip(signed_TCHW, frames, strict=True):  # twice as fast as all of them at once
+        signed_CHW.copy_(torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1))
+    return signed_TCHW.div_(127.5).sub_(1)
+
+
+def shown(frames_TCHW: torch.Tensor) -> np.ndarray:
+    """Decoded frames as pictures: float [T, 3, H, W] -> uint8 [T, H, W, 3]."""
+    levels = ((frames_TCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def each_alone(codec: Codec, frames_NCHW: torch.Tensor) -> torch.Tensor:
+    """Latents of single pictures, [N, channels, h, w]: each encoded alone, as a window of one frame."""
+    return torch.cat([codec.encode(frame_CHW[None]) for frame_CHW in frames_NCHW])

@@ -79,6 +79,7 @@ class Dct:
 
     name = "dct"
     spatial = SIDE
+    condition_scale = 1.0
 
     def __init__(
         self,

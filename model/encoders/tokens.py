@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.pretrained import PretrainedError
+from model.protobuf import values
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,15 +62,15 @@ def sentencepiece(content: bytes) -> Tokenizer:
 
     pieces: list[tuple[str, float]] = []
     kind, unknown, characters = _UNIGRAM, 0, b""
-    for number, value in _fields(content):
+    for number, value in values(content):
         if number == 1:
             piece, score, sort = _piece(value)
             unknown = len(pieces) if sort == _UNKNOWN else unknown
             pieces.append((piece, score))
         elif number == 2:
-            kind = dict(_fields(value)).get(3, _UNIGRAM)
+            kind = dict(values(value)).get(3, _UNIGRAM)
         elif number == 3:
-            characters = dict(_fields(value)).get(2, b"")
+            characters = dict(values(value)).get(2, b"")
     ends = [number for number, (piece, _) in enumerate(pieces) if piece == _END]
     if kind != _UNIGRAM or not ends:
         raise ValueError("not a SentencePiece unigram model with an end mark")
@@ -85,39 +85,5 @@ def sentencepiece(content: bytes) -> Tokenizer:
 
 def _piece(data: bytes) -> tuple[str, float, int]:
     """A piece of text, its score, and its sort: ordinary (1), unknown, a mark, …"""
-    fields = dict(_fields(data))
+    fields = dict(values(data))
     return fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, 1)
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a protocol buffer's fields: an int, or the bytes. Raises ValueError where it is cut off."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"not a protocol buffer (field of kind {kind})")
-        if at + size > len(data):
-            raise ValueError(f"cut off: {size} bytes wanted, {len(data) - at} left")
-        yield number, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        value |= (data[at] & 0x7F) << shift
-        at += 1
-        if data[at - 1] < 0x80:
-            return value, at
-    raise ValueError("cut off, or not a protocol buffer")

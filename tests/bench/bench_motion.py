@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from curation.backends.faces import CenterFace
 from curation.measures.camera import Camera, camera_motion, small, to_heights
 from curation.measures.motion import Flow, head_travel
 from curation.measures.picture import face_sharpness, letterbox, luminance, sharpness
 from curation.measures.pose import pose
 from model import weights
+from model.encoders.detect import CenterFace
 from model.media import Span, frames
 
 SIZE = (1280, 720)

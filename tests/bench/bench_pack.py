@@ -104,7 +104,7 @@ def chain(stage: Pack, film: Path, work: list[tuple[Clip, Track]], folder: Path)
     parts: dict[str, float] = {}
     before = _children()
     for whole, track in work:
-        crop = stage.crop(whole, Subject.of(track))
+        crop = stage.crop(film, whole, Subject.of(track))
         box = (
             f"fps=25,crop={crop.width}:{crop.height}:{crop.left}:{crop.top},scale={crop.made_width}:{crop.made_height}"
         )

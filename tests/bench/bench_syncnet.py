@@ -28,10 +28,10 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
-from curation.backends.faces import CenterFace
 from curation.backends.syncnet import FPS, SyncNet, crops
 from curation.measures.sync import RATE, SyncScore, mfcc
 from model import media, weights
+from model.encoders.detect import CenterFace
 from tests.curation import syncnet_package
 
 SECONDS = 6  # of each film

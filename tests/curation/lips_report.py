@@ -33,7 +33,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 from curation.backends import lips as backend
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.speech import FRAME as SPEECH_FRAME
 from curation.backends.speech import SpeechDetector
@@ -41,6 +40,7 @@ from curation.measures import lips
 from curation.measures.lips import LipModel, LipScore
 from curation.stages.cast import mouth
 from model import media, weights
+from model.encoders.detect import CenterFace
 from model.encoders.speech import WhisperEncoder
 from model.media import Span
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from curation import pipeline, steps
-from curation.backends.faces import CenterFace
 from curation.backends.tracks import Tracker
 from curation.config import PackConfig
 from curation.inputs import _stat, sha256
@@ -27,6 +26,7 @@ from manifests.recipe import Recipe
 from manifests.schema import Clip, Track, Video, short_hash
 from manifests.store import ManifestStore
 from model import media, weights
+from model.encoders.detect import CenterFace
 from tests.curation.clips import clip
 
 SMALL: dict[str, Any] = {"width": 192, "height": 128, "frames": 9, "stride": 30, "upscale": True, "preset": "ultrafast"}

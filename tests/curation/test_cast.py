@@ -7,12 +7,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.tracks import Sight, Tracker
 from curation.measures import lips
 from curation.stages.cast import FACES, LOST, Cast, Face, mouth, prominent
 from model import media, weights
+from model.encoders.detect import CenterFace
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import BLENDSHAPES, CONFIDENCE, SIDE, Landmarker, Landmarks, Region, square, upright
 from curation.backends.tracks import Sight
 from model import weights
+from model.encoders.detect import CenterFace
 from model.media import Span, frames
 
 RIGHT_EYE, LEFT_EYE, NOSE_TIP, RIGHT_CORNER, LEFT_CORNER = 33, 263, 1, 61, 291

@@ -12,13 +12,13 @@ import pytest
 
 from curation import fit_lips
 from curation.backends import lips as backend
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import BLENDSHAPES, Landmarker
 from curation.backends.lips import LipSync, ParametersError
 from curation.measures import lips
 from curation.measures.lips import REACH, LipScore
 from curation.stages.cast import mouth
 from model import media, weights
+from model.encoders.detect import CenterFace
 from model.encoders.speech import WhisperEncoder
 from model.media import Span
 

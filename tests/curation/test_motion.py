@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curation.backends.faces import CenterFace
 from curation.measures.camera import small, to_heights
 from curation.measures.motion import Flow, head_travel
 from curation.measures.speed import slopes, windows
 from model import weights
+from model.encoders.detect import CenterFace
 from tests.curation.moving import FPS, Head, composed, measured, noisy, shown, similarity, steady, still
 
 LEAK = 0.1

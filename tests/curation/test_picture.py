@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.backends.faces import CenterFace
-from curation.measures.picture import face_sharpness, letterbox, luminance, sharpness
+from curation.measures.picture import between_bars, face_sharpness, letterbox, luminance, sharpness
 from model import weights
+from model.encoders.detect import CenterFace
 from model.media import Span, frames
 
 
@@ -91,6 +91,12 @@ def test_the_share_of_bars_is_what_they_cover(man, bars) -> None:
     assert letterbox(barred(np.maximum(man, 40), *bars)) == pytest.approx(1 - inside, abs=1e-9)
     small = cv2.resize(barred(np.maximum(man, 40), *bars), (320, 240), interpolation=cv2.INTER_AREA)
     assert letterbox(small) == pytest.approx(1 - inside, abs=0.01)
+
+
+def test_the_picture_between_bars_lies_where_they_end(man) -> None:
+    assert between_bars(barred(np.maximum(man, 40), 20, 31, 50, 72)) == (50, 20, 640 - 72, 480 - 31)
+    assert between_bars(np.maximum(man, 40)) == (0, 0, 640, 480)
+    assert between_bars(np.zeros((180, 320), np.uint8)) is None
 
 
 def test_a_dark_room_is_no_bar() -> None:

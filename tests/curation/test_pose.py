@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from curation.backends.faces import CenterFace
 from curation.backends.landmarks import Landmarker
 from curation.backends.tracks import Sight
 from curation.measures.pose import Angles, angles, angular_speed, pose, rotation
 from model import weights
+from model.encoders.detect import CenterFace
 from model.media import Span, frames
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from curation.backends import shots as cutting
-from curation.backends.faces import CenterFace
 from curation.config import ScanConfig
 from curation.stages.scan import NO_FACE, NOT_ASKED, UNDECODABLE, Loss, Scan, Scanned
 from model import media, weights
+from model.encoders.detect import CenterFace
 from tests.model import synthetic
 
 FPS = Fraction(25)

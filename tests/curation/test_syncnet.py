@@ -14,10 +14,10 @@ import torch
 from scipy.fft import dct
 from scipy.signal import medfilt
 
-from curation.backends.faces import CenterFace
 from curation.backends.syncnet import LEAST, SIDE, SyncNet, SyncNetError, crop, crops, places
 from curation.measures.sync import REACH, SyncScore, distances, mfcc, score
 from model import media, weights
+from model.encoders.detect import CenterFace
 from tests.curation import syncnet_package
 from tests.curation.syncnet_package import FPS, RATE, Published, lively
 

@@ -12,7 +12,6 @@ import pytest
 
 from curation.backends import tflite
 from curation.backends.flatbuffer import Table
-from curation.backends.protobuf import fields, message, varint
 from model import weights
 
 
@@ -76,15 +75,3 @@ def test_a_table_has_its_fields_and_the_defaults_of_those_it_lacks() -> None:
     assert table.number(1, "i", 5) == 5 and table.number(9, "i", -1) == -1
     assert table.array(2, np.int32).tolist() == [30, -4]
     assert table.array(1, np.int32).tolist() == []
-
-
-def test_a_message_is_read_as_it_was_written() -> None:
-    inner = message((1, "name"), (3, 300))
-    data = message((1, 5), (2, inner), (15, b"\xff" * 200), (16, -1))
-    read = dict(fields(data))
-    assert list(read) == [1, 2, 15, 16]
-    assert varint(data, read[1][1])[0] == 5 and varint(data, read[16][1])[0] == (1 << 64) - 1
-    _, start, end = read[2]
-    name, number = (place for _, place in fields(data, start, end))
-    assert data[name[1] : name[2]] == b"name" and varint(data, number[1])[0] == 300
-    assert data[read[15][1] : read[15][2]] == b"\xff" * 200

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from curation.backends.faces import CenterFace, Face
 from curation.backends.tracks import EVERY, SIDES, Tracker
 from model import media, weights
+from model.encoders.detect import CenterFace, Face
 
 SIZE = (200, 400)  # height, width
 

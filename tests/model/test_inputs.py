@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,41 +13,20 @@ from hypothesis import strategies as st
 
 from model import inputs, media, weights
 from model.crop import CropError, head_crop
-from model.encoders.detect import FaceFinder
 from model.inputs import InputError
-from tests.faces import finder as curation_finder
+from tests.faces import finder
 from tests.model.handed_in import man, saved, spoken, tone
 
 MADE = (144, 96)
 
 
-@functools.cache
-def finder() -> FaceFinder:
-    return FaceFinder(weights.path("centerface"))
-
-
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def test_the_finder_sees_the_faces_that_curation_sees() -> None:
-    film = weights.path("psychopy-jwpIntro")
-    pictures = list(media.frames(film, media.Span(Fraction(0), Fraction(4)), Fraction(1)))
-    pictures.append(np.hstack([man(), man()[:, ::-1]]))
-    for image in pictures:
-        height, width = image.shape[:2]
-        ours, theirs = finder()(image), sorted(curation_finder()(image), key=lambda face: face.left)
-        assert len(ours) == len(theirs) > 0
-        for mine, other in zip(ours, theirs, strict=True):
-            box = [other.left * width, other.top * height, other.right * width, other.bottom * height]
-            np.testing.assert_allclose([mine.left, mine.top, mine.right, mine.bottom], box, atol=0.5)
-            np.testing.assert_allclose(mine.points, np.array(other.points) * [width, height], atol=0.5)
-            assert mine.score == pytest.approx(other.score, abs=1e-3)
-
-
-def test_a_face_that_fills_the_picture_is_found(tmp_path: Path) -> None:
+def test_a_face_that_fills_the_picture_is_found() -> None:
     close = cv2.resize(man()[60:320, 160:380], None, fx=6, fy=6, interpolation=cv2.INTER_CUBIC)
     (face,) = finder()(close)
-    assert face.height > 0.6 * len(close)
+    assert face.height > 0.6
 
 
 @given(st.data())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 
 from model import codecs, motion
+from model.codecs.cogvideox import CogVideoX
 from model.portrait import Portrait
 from tests.model.networks import inputs, shaken, small
 
@@ -80,17 +82,16 @@ def test_the_last_frames_of_a_short_clip_begin_with_its_first_repeated() -> None
     assert motion.last(frames, 8)[:, 0, 0, 0].tolist() == [0, 0, 0, 0, 0, 0, 1, 2]
 
 
-def test_the_released_codes_three_frames_make_one_latent_that_knows_them_all() -> None:
-    from diffusers import AutoencoderKLCogVideoX
-
-    from model.codecs.cogvideox import CogVideoX
-
+def vae(**changes: object) -> AutoencoderKLCogVideoX:
+    """A small VAE with random weights, the same each time."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
-    network = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4, **blocks
-    )
-    codec = CogVideoX(network.eval())
+    sizes = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2, "latent_channels": 4}
+    return AutoencoderKLCogVideoX(**sizes, **blocks, **changes).eval().requires_grad_(False)
+
+
+def test_the_released_codes_three_frames_make_one_latent_that_knows_them_all() -> None:
+    codec = CogVideoX(vae())
     frames = torch.rand(3, 3, 16, 24) * 2 - 1
     latent = motion.joint(codec, frames[0], frames[1:])
     assert latent.shape == (1, 4, 2, 3)
@@ -98,3 +99,24 @@ def test_the_released_codes_three_frames_make_one_latent_that_knows_them_all() -
         other = frames.clone()
         other[changed] *= -1
         assert (motion.joint(codec, other[0], other[1:]) - latent).abs().max() > 1e-4, changed
+
+
+@pytest.mark.parametrize(("inverted", "factor"), [(False, 0.7), (True, 1 / 0.7)])
+def test_motion_has_the_scale_that_diffusers_gives_a_first_picture(inverted: bool, factor: float) -> None:
+    """CogVideoX-5b multiplies the picture that it starts from by the VAE's scale, 1.5 divides it."""
+    network = vae(scaling_factor=0.7, invert_scale_latents=inverted)
+    codec = CogVideoX(network)
+    frames = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    means = [network.encode(frame[None, :, None]).latent_dist.mean[0, :, 0] for frame in frames]
+    torch.testing.assert_close(motion.encode(codec, frames), factor * torch.stack(means), atol=1e-6, rtol=1e-5)
+    together = network.encode(frames.movedim(0, 1)[None]).latent_dist.mean[0].movedim(1, 0)
+    torch.testing.assert_close(motion.joint(codec, frames[0], frames[1:]), factor * together, atol=1e-6, rtol=1e-5)
+
+
+def test_masked_alike_the_same_positions_go_in_all_frames() -> None:
+    frames = torch.rand(2, 3, 96, 144, generator=torch.Generator().manual_seed(0)) + 0.5
+    out = motion.masked(frames, motion.RELEASED_MASK, torch.Generator().manual_seed(3), alike=True)
+    gone = out == 0
+    assert torch.equal(gone, gone[:1, :1].expand_as(gone))
+    assert torch.equal(out[~gone], frames[~gone])
+    assert abs(float(gone.float().mean()) - 0.1) < 0.008  # 13,824 draws: three standard deviations

@@ -109,6 +109,50 @@ def test_as_released_a_clip_makes_its_motion_frames_again_and_drops_them() -> No
     assert numbers(list(sampling.shown(joint))) == [0, 6, 7, 8, 9]
 
 
+class Watched(Dct):
+    """The dct codec, and the windows that it has encoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: list[torch.Tensor] = []
+
+    def encode(self, frames_TCHW: torch.Tensor) -> torch.Tensor:
+        self.windows.append(frames_TCHW)
+        return super().encode(frames_TCHW)
+
+
+def conditions(seed: int, **changes: Any) -> list[torch.Tensor]:
+    """The frames, -1..1, that the conditions of two clips were made of; none of what they show is mid-grey."""
+    config, codec = preset("tiny", **{"identity": "none", "motion.frames": 4, **changes}), Watched()
+    plan, nothing = Plan.of(config, 14, 13), torch.zeros(1, config.text_dim)
+    states_TNC = torch.ones(plan.heard, config.audio.layers, config.audio.dim)
+    white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    echo = Echo(config)
+    person = sampling.subject(echo, codec, white, nothing, nothing)  # type: ignore[arg-type]
+    codec.windows.clear()
+    how = Sampling(steps=1, guidance=ALONE, seed=seed)
+    for _ in sampling.video(echo, codec, person, states_TNC, plan, how):  # type: ignore[arg-type]
+        pass
+    return codec.windows
+
+
+def test_as_released_a_tenth_of_the_motion_s_pixels_is_grey_and_none_of_the_reference() -> None:
+    first, second = conditions(5, compat="hallo3")
+    for window in (first, second):
+        reference_CHW, motion_NCHW = window[0], window[1:]
+        assert (reference_CHW == 1).all()
+        grey_NCHW = motion_NCHW == 0
+        assert torch.equal(grey_NCHW, grey_NCHW[:1, :1].expand_as(grey_NCHW))
+        assert abs(float(grey_NCHW.float().mean()) - 0.1) < 0.01
+    assert not torch.equal(first[1] == 0, second[1] == 0), "each clip draws its own"
+    assert torch.equal(conditions(5, compat="hallo3")[0], first)
+    assert not torch.equal(conditions(6, compat="hallo3")[0], first)
+
+
+def test_ours_shows_the_motion_frames_as_they_are() -> None:
+    assert not any((window == 0).any() for window in conditions(5))
+
+
 def test_a_clip_that_motion_frames_would_fill_is_refused() -> None:
     with pytest.raises(ValueError, match="no room for 8 motion frames"):
         Plan.of(preset("tiny", **{"motion.frames": 8}), 20, 9)

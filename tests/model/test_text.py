@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from model import weights
+from model import protobuf, weights
 from model.encoders import text, tokens
 from model.encoders.text import LENGTH, T5
 from model.encoders.tokens import Vocabulary
@@ -141,9 +141,9 @@ def test_the_pieces_are_those_of_sentencepiece(spiece, prompt) -> None:
 
 
 def test_the_tokens_are_those_of_transformers(spiece) -> None:
-    fields = list(tokens._fields(spiece.read_bytes()))
+    fields = list(protobuf.values(spiece.read_bytes()))
     pieces = [tokens._piece(value) for number, value in fields if number == 1]
-    characters = next(dict(tokens._fields(value))[2] for number, value in fields if number == 3)
+    characters = next(dict(protobuf.values(value))[2] for number, value in fields if number == 3)
     theirs = T5Tokenizer(vocab=[(piece, score) for piece, score, _ in pieces], _spm_precompiled_charsmap=characters)
     ours = Vocabulary(spiece, LENGTH)
     for prompt in (TALK, "", "  two  spaces ", "Ünïcödé ﬁne ½ 日本", 'She said: "don\'t!" — 1,234.5 times…'):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from curation.backends.faces import CenterFace
 from model import media, weights
+from model.encoders.detect import CenterFace
 from model.encoders.face import InsightFace
 
 pytestmark = [  # the exporter, which is that of the packs, and scikit-image as the package uses it

@@ -7,8 +7,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import cv2
 
-from curation.backends.faces import CenterFace
 from model import weights
+from model.encoders.detect import CenterFace
 
 find = CenterFace(weights.path("centerface"), (640,))
 film = cv2.VideoCapture(sys.argv[1])

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import cv2
 import numpy as np
 
-from curation.backends.faces import CenterFace
 from model import weights
+from model.encoders.detect import CenterFace
 from model.encoders.face import DlibFace
 
 find, embed = CenterFace(weights.path("centerface")), DlibFace(weights.path("dlib-face"))

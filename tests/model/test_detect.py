@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from curation.backends.faces import CenterFace, Face, _decode, _freed
 from model import weights
+from model.encoders.detect import CenterFace, Face, _decode, _freed
 from model.media import Span, frames
 
 
@@ -196,3 +196,12 @@ def test_profiles_are_found(centerface, footage, film) -> None:
 def test_no_face_is_found_in_writing(centerface, footage, film) -> None:
     detector = CenterFace(centerface, sides=(160, 640))
     assert [detector(image) for image in _seconds(footage / "negative" / film, 3)] == [[]] * 3
+
+
+def test_a_face_in_pixels_lies_where_its_shares_say() -> None:
+    [face] = _decode(*_maps((0.75, 10, 20)), threshold=0.5, shape=np.array([120, 160]))
+    shown = face.scaled(1280, 960)
+    assert [shown.left, shown.right] == [face.left * 1280, face.right * 1280]
+    assert [shown.top, shown.bottom, shown.height] == [face.top * 960, face.bottom * 960, shown.bottom - shown.top]
+    assert np.array(shown.points) == pytest.approx(np.array(face.points) * [1280, 960])
+    assert shown.score == face.score
