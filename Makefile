@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## real footage to clips chosen, looked at and packed, a shor
 	@$(RUN) training/train.py training/configs/tiny.yaml data.shards=$(DEMO)/data/shards/embedded output=$(DEMO)/tiny
 	@echo "== animation: python model/animate.py image=$(DEMO)/footage/face.png audio=$(DEMO)/footage/jwpIntro.mp4 …"
 	@$(RUN) model/animate.py image=$(DEMO)/footage/face.png audio=$(DEMO)/footage/jwpIntro.mp4 upscale=true \
-	  checkpoint=$(DEMO)/tiny/final steps=2 text_scale=1 audio_scale=1 output=$(DEMO)/animated.mp4 overwrite=true
+	  checkpoint=$(DEMO)/tiny/final steps=1 text_scale=1 audio_scale=1 output=$(DEMO)/animated.mp4 overwrite=true
 	@echo "== to look at: $(DEMO)/data/report.html, $(DEMO)/animated.mp4"
 
 test: $(INSTALLED) ## the tests

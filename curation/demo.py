@@ -15,6 +15,7 @@ if __package__ in (None, ""):
 
 import csv
 import shutil
+from fractions import Fraction
 
 import cv2
 
@@ -22,7 +23,7 @@ from model import media, weights
 
 TABLE = "sources.csv"
 PICTURE = "face.png"
-_SHOWN = ("jwpIntro.mp4", 2.0)
+_SHOWN = ("jwpIntro.mp4", Fraction(2))
 """The video that the picture is taken from, and when."""
 
 

@@ -9,17 +9,15 @@ from pathlib import Path
 from model.layouts import CheckpointError, write_talkreel
 from training import outcome
 from training.config import TrainConfig
-from training.source import Source
 from training.state import folder_of, latest_in
 
 FINAL = "final"
 
 
-def finish(config: TrainConfig, source: Source, checkpoints: Path) -> str:
+def finish(config: TrainConfig, checkpoints: Path) -> str:
     """Write the newest checkpoint's network to `output/final`; returns a line for people.
 
-    It is the average of the weights where one is kept. Its note says step, weights, and the models that its conditions
-    and latents are made with. Raises CheckpointError, StateError.
+    It is the average of the weights where one is kept. Raises CheckpointError, StateError.
     """
     step = latest_in(checkpoints)
     if step is None:
@@ -29,15 +27,10 @@ def finish(config: TrainConfig, source: Source, checkpoints: Path) -> str:
     if (there.get("step"), there.get("weights")) == (step, weights):
         return f"{target}: is there already, {weights} weights of step {step}"
     whole = outcome.network(folder_of(checkpoints, step), weights)
-    made_with = {
-        role: source.index.settings[role]
-        for role in ("codec", "speech", "text", "identity")
-        if role in source.index.settings
-    }
     fresh = target.with_name(f".{FINAL}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
-        write_talkreel(fresh, whole.config, whole.tensors, {**whole.note, **made_with})
+        write_talkreel(fresh, whole.config, whole.tensors, whole.note)
         if target.exists():
             shutil.rmtree(target)
         fresh.rename(target)

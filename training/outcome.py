@@ -29,7 +29,8 @@ def found(source: Path) -> Path:
 
 
 def network(folder: Path, weights: str = "trained", dtype: torch.dtype | None = None) -> Checkpoint:
-    """The whole network of a checkpoint's folder, its adapters merged; its note says step and weights.
+    """The whole network of a checkpoint's folder, its adapters merged; its note says step, weights, and the models
+    that latents and conditions were made with (the trainer's `made_with`).
 
     weights: `trained`, as the last step left them, or `ema`, their average. dtype: of all tensors; None: as they are
     held (trained ones float32). Raises StateError.
@@ -53,7 +54,8 @@ def network(folder: Path, weights: str = "trained", dtype: torch.dtype | None = 
         odd = min(set(tensors) ^ set(wanted))
         raise StateError(f"{folder}: not a whole network with {FROZEN} beside it: {odd} is missing or left over")
     ordered = {name: tensors[name] if dtype is None else tensors[name].to(dtype) for name in wanted}
-    return Checkpoint("talkreel", folder, config, ordered, note={"step": step, "weights": weights})
+    note = {"step": step, "weights": weights, **state.contents["extra"].get("made_with", {})}
+    return Checkpoint("talkreel", folder, config, ordered, note=note)
 
 
 def export(

@@ -100,6 +100,12 @@ class Source:
         facts = [self.index.version, self.index.split, *(shard.sha256 for shard in self.index.shards)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
+    @property
+    def made_with(self) -> dict[str, str]:
+        """The codec and the conditions' encoders that the samples were packed with, by role."""
+        settings = self.index.settings
+        return {role: settings[role] for role in ("codec", "speech", "text", "identity") if role in settings}
+
     def order(self) -> Order:
         return Order([len(shard.keys) for shard in self.index.shards], self.seed, self.config.shuffle)
 
@@ -131,8 +137,7 @@ class Source:
 
     def line(self) -> str:
         """What there is, for people."""
-        index, settings = self.index, self.index.settings
-        models = ", ".join(settings[role] for role in ("codec", "speech", "text", "identity") if role in settings)
+        index, models = self.index, ", ".join(self.made_with.values())
         return (
             f"{index.place}: {len(index):,} samples of {index.split} in {len(index.shards)} shards, "
             f"{index.bytes / 1e9:.3f} GB, made with {models}"

@@ -84,7 +84,7 @@ def train(config: TrainConfig, say: Say = print) -> int:
             with asked_to_stop() as asked:
                 loop(run, asked, tell)
         if run.step >= config.steps and world.is_main:
-            tell(finish(config, run.source, config.folder / CHECKPOINTS))
+            tell(finish(config, config.folder / CHECKPOINTS))
         return run.step
     except torch.OutOfMemoryError as error:
         raise TrainError(f"rank {world.rank}: {str(error).splitlines()[0]} plan=true says what takes less") from error
@@ -243,7 +243,7 @@ def step(run: Run, batch: Batch, first: bool) -> tuple[torch.Tensor, float]:
 
 def save(run: Run, wait: bool) -> None:
     """Write a checkpoint: everything that the next step depends on."""
-    extra = {"settings": flat(run.config), "samples": run.source.version}
+    extra = {"settings": flat(run.config), "samples": run.source.version, "made_with": run.source.made_with}
     run.keeper.save(run.step, run.portrait, run.optimizer, run.ema, extra, wait=wait)
 
 
