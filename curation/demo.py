@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(arguments) else 2
     try:
         lay_out(Path(arguments[0]))
+        take_picture(Path(arguments[0]))
     except (weights.WeightsError, media.MediaError, OSError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
@@ -55,12 +56,16 @@ def lay_out(folder: Path) -> None:
         # The first third of a file whose index stands at its end: a download that was cut off.
         broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
     rows.append((broken.name, "package", rows[0][2], "the first third of another file"))
+    with (folder / TABLE).open("w", newline="") as sink:
+        csv.writer(sink).writerows([("path", "source_set", "licence", "title"), *rows])
+
+
+def take_picture(folder: Path) -> None:
+    """Write a frame of the footage as the picture to animate; one that is there already stays as it is."""
     name, second = _SHOWN
     if not (folder / PICTURE).exists():
         image_HW3 = next(iter(media.frames(folder / name, media.Span(second, second + 1))))
         cv2.imwrite(str(folder / PICTURE), image_HW3[..., ::-1])
-    with (folder / TABLE).open("w", newline="") as sink:
-        csv.writer(sink).writerows([("path", "source_set", "licence", "title"), *rows])
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from model.encoders.detect import CenterFace
 from model.encoders.face import DlibFace
 from model.settings import SettingsError, option, required
 
-SPATIAL = 8
-"""Pixels to a latent's side, in either codec."""
 _WHISPER = 384  # width of Whisper tiny's states
 
 
@@ -145,14 +143,17 @@ def prepare(config: AnimateConfig) -> Job:
         raise AnimateError(f"output={output} is there already: name another, or overwrite=true")
     models, remarks = _models(config)
     network = models.network
-    made = (config.width or network.latent_width * SPATIAL, config.height or network.latent_height * SPATIAL)
+    made = (
+        config.width or network.latent_width * codecs.SPATIAL,
+        config.height or network.latent_height * codecs.SPATIAL,
+    )
     for name, length in zip(("width", "height"), made, strict=True):
-        if length % (step := SPATIAL * network.patch):
+        if length % (step := codecs.SPATIAL * network.patch):
             raise SettingsError(f"{name}={length}: this network needs a multiple of {step}")
     length = config.clip_frames or codecs.frames_for(network.latent_frames)
     if length % codecs.GROUP != 1:
         raise SettingsError(f"clip_frames={length}: 1 + {codecs.GROUP}k are needed, as 45, 49, 53")
-    own = (network.latent_width * SPATIAL, network.latent_height * SPATIAL)
+    own = (network.latent_width * codecs.SPATIAL, network.latent_height * codecs.SPATIAL)
     if network.learned_positions and (made != own or codecs.latents_for(length) > network.latent_frames):
         raise SettingsError(
             f"this network has learned its positions: only {own[0]}x{own[1]} in clips of up to "
@@ -173,7 +174,7 @@ def prepare(config: AnimateConfig) -> Job:
         )
     guidance = sampling.Guidance(config.text_scale, config.audio_scale, not config.sequential)
     how = sampling.Sampling(config.steps, config.sampler, guidance, config.seed)
-    latent = (codecs.latents_for(length), made[1] // SPATIAL, made[0] // SPATIAL)
+    latent = (codecs.latents_for(length), made[1] // codecs.SPATIAL, made[0] // codecs.SPATIAL)
     return Job(config, models, picture, sound, plan, how, latent, (*picture.remarks(), *remarks))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from model import motion
-from model.codecs import GROUP, frames_for
+from model.codecs import GROUP, SPATIAL, frames_for
 from model.conditioning import windows
 from model.config import ModelConfig
 from model.diffusion import LEVELS, Schedule
@@ -26,9 +26,6 @@ from training import draws
 
 if TYPE_CHECKING:
     from training.data import Batch
-
-SPATIAL = 8
-"""Pixels to a latent's side, in either codec."""
 
 
 class ObjectiveError(Exception):

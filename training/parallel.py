@@ -36,6 +36,7 @@ __all__ = [
     "gradient_norm",
     "join",
     "load",
+    "recompute",
     "shorten_gradients",
     "trainable",
 ]
@@ -69,9 +70,9 @@ def build(
     _freeze(portrait, chosen, config.compute)
     if world.context_group is not None:
         context.split(portrait, world.context_group)
-    for block in _blocks(portrait):
-        _recompute(block, config.recompute)
-        if config.compile:
+    recompute(portrait, config.recompute)
+    if config.compile:
+        for block in _blocks(portrait):
             _compile(block)
     if portrait.reference is not None and not trainable(portrait.reference):
         portrait.reference.forward = torch.no_grad()(portrait.reference.forward)  # type: ignore[method-assign]
@@ -154,13 +155,18 @@ def _freeze(portrait: nn.Module, trained: Collection[str], frozen_type: torch.dt
             setattr(portrait.get_submodule(owner), leaf, frozen)
 
 
-def _recompute(block: nn.Module, how: str) -> None:
-    """Let a block's backward pass compute its forward pass again instead of keeping it."""
+def recompute(portrait: Portrait, how: str) -> None:
+    """Let each block's backward pass compute its forward pass again instead of keeping it. how: one of RECOMPUTED."""
     if how == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a block is random
     if how == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _kept)
+    for block in _blocks(portrait):
+        _recomputed(block, options)
+
+
+def _recomputed(block: nn.Module, options: dict[str, Any]) -> None:
     forward = block.forward
 
     def again(*given: Any, **named: Any) -> Any:

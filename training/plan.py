@@ -144,8 +144,7 @@ def prepared(config: TrainConfig, stage: Trained) -> memory.Prepare:
     def prepare(portrait: Portrait) -> None:
         if config.lora.rank:
             lora.adapt(portrait, config.lora, set(stage.names))
-        for block in parallel._blocks(portrait):
-            parallel._recompute(block, config.parallel.recompute)
+        parallel.recompute(portrait, config.parallel.recompute)
 
     return prepare
 

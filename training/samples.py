@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from model import codecs, media, motion
-from model.codecs import frames_for
+from model.codecs import SPATIAL, frames_for
 from model.config import ModelConfig
 from model.encoders.speech import FPS
 from model.sampling import signed
@@ -27,10 +27,6 @@ from training.shards import DataError, Index
 
 if TYPE_CHECKING:
     from training.source import DataConfig
-
-
-SPATIAL = 8
-"""Pixels to a latent's side, in either codec."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from model.pretrained import PretrainedError
 
 GROUP = 4
 """Frames to a latent, after the first."""
+SPATIAL = 8
+"""Pixels to a latent's side, in every codec."""
 NAMES = ("dct", "cogvideox")
 
 

@@ -36,15 +36,20 @@ class Cluster:
         return {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address}
 
 
+_PORTS = ("runtime-env-agent", "dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "node-manager")
+
+
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """`ray start --head` with two cores and a small object store, ended by the ids of its own processes."""
     port, dashboard = free_port(), free_port()
+    # Ports that Ray would choose by itself: so that other Rays of this machine, of other tests, are not met there.
+    own = [f"--{name}-port={free_port()}" for name in _PORTS]
     command = [
         *[sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"],
         *["--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2"],
         *["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--disable-usage-stats"],
-        *["--object-store-memory", str(80 * 1024 * 1024)],
+        *["--object-store-memory", str(80 * 1024 * 1024), *own],
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where jobs find `python`
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": path}

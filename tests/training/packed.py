@@ -20,12 +20,11 @@ import numpy as np
 from curation.plan import Shard, Window
 from curation.shards import Place, archived, assemble, npy, staged, write_index
 from model import media
-from model.codecs import frames_for
+from model.codecs import SPATIAL, frames_for
 from model.config import ModelConfig, preset
 from model.encoders.speech import FPS
 
 CONTENTS = ("latent", "motion", "reference", "face", "audio", "text", "mask")
-SPATIAL = 8
 RATE = 16_000
 BOTH = 2
 """Boxes of a frame: face and lips."""
