@@ -97,7 +97,7 @@ class World:
         """
         table = torch.zeros(total, dtype=torch.float64, device=values_B.device)
         if self.rank % self.context == 0:  # its context's other ranks have the same
-            table[torch.as_tensor(list(places), device=table.device)] = values_B.detach().double()
+            table[torch.as_tensor(list(places), dtype=torch.int64, device=table.device)] = values_B.detach().double()
         if self.ranks > 1:
             dist.all_reduce(table)
         return table
