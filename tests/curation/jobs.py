@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -36,20 +37,18 @@ class Cluster:
         return {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address}
 
 
-_PORTS = ("runtime-env-agent", "dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "node-manager")
-
-
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """`ray start --head` with two cores and a small object store, ended by the ids of its own processes."""
     port, dashboard = free_port(), free_port()
-    # Ports that Ray would choose by itself: so that other Rays of this machine, of other tests, are not met there.
-    own = [f"--{name}-port={free_port()}" for name in _PORTS]
+    # A submitted job looks for its cluster in this folder, and in the machine's own it would find the one started last.
+    # Sockets lie there too, and their paths must be short: pytest's folders are too deep.
+    own = tempfile.mkdtemp(prefix="ray-")
     command = [
         *[sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"],
         *["--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2"],
         *["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--disable-usage-stats"],
-        *["--object-store-memory", str(80 * 1024 * 1024), *own],
+        *["--object-store-memory", str(80 * 1024 * 1024), "--temp-dir", own],
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where jobs find `python`
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": path}
@@ -60,6 +59,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
     finally:
         kill_tree(process.pid)
+        shutil.rmtree(own, ignore_errors=True)
         log.close()
 
 
