@@ -159,6 +159,8 @@ class CurationConfig:
 
 
 CONTENTS = ("video", "latent", "motion", "reference", "face", "audio", "text", "mask")
+LATENTS = {"latent", "motion", "reference"}
+"""Those that the codec makes."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,11 @@ class PackConfig:
     def place(self) -> str:
         """Where the shards go."""
         return (self.shards or f"{self.output.rstrip('/')}/shards/{self.selection}").rstrip("/")
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Arrays that are longer in one sample than in another: T5 fills every caption up, MiniLM does not."""
+        return ("text.npy",) if self.text == "minilm" else ()
 
     def models(self) -> list[str]:
         """Catalogue entries that packing needs."""

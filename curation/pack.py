@@ -19,7 +19,8 @@ import time
 
 from curation import pack_job, packing, pipeline
 from curation.config import PackConfig
-from curation.shards import INDEX, ShardError
+from curation.place import ShardError
+from curation.shards import INDEX
 from manifests.selection import SelectionError
 from manifests.store import ManifestError
 from model import settings, weights
@@ -58,10 +59,18 @@ def pack(config: PackConfig) -> int:
         print(f"{outcome.samples} clips, {made}: {config.place}")
     else:
         print(f"{outcome.samples} samples in {outcome.shards} shards, {outcome.bytes / 1e9:.3f} GB; {made}")
+        print_counts(outcome)
         print(f"index: {config.place}/{INDEX}")
     if outcome.made:
         print(f"core-seconds: pack {outcome.core_seconds:.1f}; {time.monotonic() - started:.1f} s from start to end")
     return 0
+
+
+def print_counts(outcome: packing.Outcome) -> None:
+    """Say how many samples are not simply cut out of their source."""
+    counts = ((outcome.upscaled, "enlarged (upscale=true)"), (outcome.padded, "between black sides (pad=true)"))
+    if said := [f"{count} {how}" for count, how in counts if count]:
+        print(f"of them {', '.join(said)}")
 
 
 def report(failures: list[dict]) -> None:

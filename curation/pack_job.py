@@ -22,6 +22,7 @@ from manifests import selection
 from manifests.schema import Track, short_hash
 from manifests.store import ManifestStore
 from model import weights
+from model.encoders.tokens import LENGTH
 
 _WHOLE = 1 << 40  # samples in a shard, where a split is one list
 _TREE = ["video", "face", "audio", "mask"]  # what Hallo3's tree holds of a sample's contents
@@ -30,7 +31,7 @@ _RUNTIME = ("output", "shards", "dry_run", "retry", "resources", "ray", "device"
 # Bytes of a second of video as the defaults encode it, from the development footage; and of a vector's number.
 _VIDEO_RATE, _HALF = 115_000, 2
 _SPEECH = {"whisper": 5 * 384, "wav2vec2": 12 * 768}
-_TEXT = {"minilm": 20 * 384, "t5": 40 * 4096}
+_TEXT = {"minilm": 20 * 384, "t5": LENGTH * 4096}
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def _about(config: PackConfig, chosen: selection.Selection, clips: Sequence[Chos
     origin = [chosen.recipe.hash, json.dumps(chosen.made, sort_keys=True)]  # what the clips' rows were made from
     return {
         "talkreel": _version(),
+        "revision": PackStep.revision,
         "version": short_hash(PackStep.revision, json.dumps(settings), json.dumps(digests), *origin, *packed),
         "selection": chosen.name,
         "recipe": {

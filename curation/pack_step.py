@@ -18,8 +18,9 @@ from curation import shards
 from curation.config import PackConfig
 from curation.inputs import Source, local_copy, sha256
 from curation.isolation import SetupError
+from curation.place import FULL, Place, ShardError
 from curation.plan import Window
-from curation.shards import Place, ShardError, staged
+from curation.shards import staged
 from curation.steps import Step
 from manifests.schema import Clip, Track, Video, columns
 from manifests.store import ManifestStore, locate
@@ -30,7 +31,7 @@ class PackStep(Step):
     """Clip by clip of a source: one that cannot be packed is a failure of its own."""
 
     name = "pack"
-    revision = 2
+    revision = 3
     survives = True
 
     def __init__(self, config: PackConfig, orders: str) -> None:
@@ -89,10 +90,15 @@ def _packer(config: PackConfig, threads: int) -> Callable[..., int]:
 
     stage, place = Pack(config, threads), Place(config.place)
     held = contextlib.ExitStack()
+    begun = False
     at: tuple[str, Path] | None = None  # clips of one video come one after the other: copy and check it once
 
     def pack(known: Video | None, clip: Clip, now: Clip | None, track: Track | None, homes: Mapping[str, str]) -> int:
-        nonlocal at
+        nonlocal at, begun
+        if stage.text is not None and not begun:
+            with _stopping():  # before the first sample: where samples are staged, so is this
+                shards.stage_nothing(place, stage.nothing)
+        begun = True
         if track is None or clip != now:
             raise PackError("the manifests have changed since it was chosen: choose again with manifests/filter.py")
         if at is None or at[0] != clip.path:
@@ -134,9 +140,15 @@ def unchanged(clip: Clip, known: Video | None) -> None:
 
 
 def _publish(place: Place, name: str, content: bytes) -> None:
-    """Write a file; a place that takes no more stops the job."""
-    try:
+    with _stopping():
         place.publish(name, content)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """A place that takes no more stops the job."""
+    try:
+        yield
     except ShardError as error:
         raise SetupError(str(error)) from error
 
@@ -148,7 +160,7 @@ def _room() -> Iterator[None]:
         yield
     except (OSError, media.MediaError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if getattr(cause, "errno", None) in shards.FULL:
+        if getattr(cause, "errno", None) in FULL:
             raise SetupError(
                 f"{tempfile.gettempdir()}: no room left for temporary files; make room or set TMPDIR, and the same "
                 "command goes on from here"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,19 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curation import pipeline, shards
+from curation import pack_folder, pack_models, pipeline, shards
 from curation.config import RayConfig
 from curation.inputs import Source
 from curation.pack_job import Job, refusals
 from curation.pack_step import PackStep
+from curation.place import STAGING, Place, ShardError, writable
 from curation.plan import Group, Shard
 from curation.progress import Progress
-from curation.shards import STAGING, Place, ShardError, Written
-from manifests.schema import Clip, Failure, columns
-from manifests.store import ManifestStore
-from model import weights
-
-_ABOUT = f"{STAGING}/about.json"
+from curation.shards import Written
+from manifests.schema import Clip, columns
 
 
 @dataclass
@@ -39,6 +36,9 @@ class Outcome:
     samples: int = 0
     shards: int = 0
     bytes: int = 0
+    upscaled: int = 0
+    padded: int = 0
+    """Samples that were enlarged, and samples between black sides; not counted for a tree."""
     made: int = 0
     """Shards (clips, of a tree) that this run made."""
     core_seconds: float = 0.0
@@ -48,86 +48,58 @@ class Outcome:
 def run(job: Job, workers: Workers | None = None) -> Outcome:
     """Pack what is not packed yet; on Ray, unless other workers are given.
 
-    Raises ShardError, JobError or ManifestError when the job cannot go on.
+    Raises ShardError, JobError, WeightsError or ManifestError when the job cannot go on; before the first byte is
+    written where the reason can be known by then.
     """
-    place = Place(job.config.place)
-    _claim(place, job)
-    failures = _failures(place)
-    if job.config.retry:
-        failures = _retried(place, job, failures)
-    return _Run(job, place, failures, workers or RayWorkers(job.config.ray))()
-
-
-def _claim(place: Place, job: Job) -> None:
-    """Make the folder this job's; raises ShardError where it is another's."""
-    there = shards.read_index(place) or json.loads(place.read(_ABOUT) or b"null")
-    if there is None:
-        if left := sorted(name for name in place.files() if name.endswith((".tar", ".json"))):
-            raise ShardError(
-                f"{place.name}: holds {left[0]}, which this job did not make: shards=… names another folder"
-            )
-        place.publish(_ABOUT, json.dumps(job.about).encode())
-    elif there["version"] != job.about["version"]:
-        odd = [name for name, value in job.about["settings"].items() if there["settings"].get(name) != value]
-        other = ", ".join(odd) or (
-            "weights" if there["weights"] != job.about["weights"] else "the selection was made anew"
-        )
-        raise ShardError(
-            f"{place.name}: holds shards that were packed otherwise ({other}): shards=… names another folder, or "
-            "delete it"
-        )
-
-
-def _failures(place: Place) -> dict[str, dict[str, Any]]:
-    """What failed in this and earlier runs, by clip."""
-    if index := shards.read_index(place):
-        return {row["clip_id"]: row for row in index["failures"]}
-    rows = ManifestStore(f"{place.name}/{STAGING}").arrow(Failure).to_pylist()
-    kept = ("path", "error", "message")
-    return {row["key"]: {"clip_id": row["key"], **{name: row[name] for name in kept}} for row in rows}
-
-
-def _retried(place: Place, job: Job, failures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Take back the shards that lack a failed clip's samples; no failures are left."""
-    retried = set(failures)
-    _reopen(place, job)
-    for group in job.groups:
-        for shard in group.shards:
-            if any(window.clip_id in retried for window in shard.windows):
-                shards.forget(place, shard.name)
-    place.clear(f"{STAGING}/manifests")
-    return {}
-
-
-def _reopen(place: Place, job: Job) -> None:
-    """Go back from an index to its parts, so that shards may be added."""
-    if shards.read_index(place):
-        if job.config.format == "hallo3":
-            from curation import hallo3
-
-            for shard in (shard for group in job.groups for shard in group.shards):
-                hallo3.unlisted(place, shard)
-        for written in shards.finished(place).values():
-            shards.write_part(place, written)
-        place.publish(_ABOUT, json.dumps(job.about).encode())
-        place.delete(shards.INDEX)
+    return _Run(job, Place(job.config.place), workers or RayWorkers(job.config.ray))()
 
 
 class _Run:
     """One run of the job."""
 
-    def __init__(self, job: Job, place: Place, failures: dict[str, dict[str, Any]], workers: Workers) -> None:
-        self.job, self.place, self.failures, self.workers = job, place, failures, workers
+    def __init__(self, job: Job, place: Place, workers: Workers) -> None:
+        self.job, self.place, self.workers = job, place, workers
         self.outcome = Outcome()
-        self.written = shards.finished(place)
+        self.begun = pack_folder.begun(place, job)
+        self.failures = pack_folder.failures(place) if self.begun else {}
+        self.written = shards.finished(place) if self.begun else {}
 
     def __call__(self) -> Outcome:
+        again = self._retried() or self._for_nothing()
+        self.written = {name: line for name, line in self.written.items() if name not in again}
         open_groups = [group for group in self.job.groups if any(self._is_open(shard.name) for shard in group.shards)]
         if open_groups:
-            _reopen(self.place, self.job)
+            pack_models.check(self.job.config)
+        if not self.begun:
+            pack_folder.claim(self.place, self.job)
+        if open_groups:
+            pack_folder.reopen(self.place, self.job)
+            self._take_back(again)
             self._work(open_groups)
         self._conclude()
         return self.outcome
+
+    def _retried(self) -> set[str]:
+        """The shards that lack a failed clip's samples, where those are to be tried again."""
+        if not self.job.config.retry:
+            return set()
+        planned = (shard for group in self.job.groups for shard in group.shards)
+        return {shard.name for shard in planned if any(window.clip_id in self.failures for window in shard.windows)}
+
+    def _for_nothing(self) -> set[str]:
+        """A shard to make anew where only the empty caption's vectors are lost: its worker makes them, too."""
+        planned = {shard.name for group in self.job.groups for shard in group.shards}
+        full = [line for line in self.written.values() if line.samples]
+        if "text" not in self.job.config.contents or planned - set(self.written) or not full:
+            return set()
+        return set() if shards.nothing_kept(self.place) else {min(full, key=lambda line: (line.bytes, line.name)).name}
+
+    def _take_back(self, again: Collection[str]) -> None:
+        for shard in again:
+            shards.forget(self.place, shard)
+        if self.job.config.retry:
+            self.place.clear(f"{STAGING}/manifests")
+            self.failures = {}
 
     def _is_open(self, shard: str) -> bool:
         return shard not in self.written
@@ -136,14 +108,12 @@ class _Run:
         ready = set(self.place.files(f"{STAGING}/samples", recursive=True))
         todo = [(group, self._left(group, ready)) for group in groups]
         sources = sum(len(set(left.values())) for _, left in todo)
-        for name in self.job.config.models():
-            weights.path(name)
         with self.workers, Progress(sources) as progress:
             pending: Callable[[], list[Written | str]] = list
             for number, (group, left) in enumerate(todo):
                 if left:
                     self._pack(number, group, left, progress)
-                    self.failures = _failures(self.place)
+                    self.failures = pack_folder.failures(self.place)
                 self._collect(pending())
                 pending = self._assembling(group)
             self._collect(pending())
@@ -203,10 +173,14 @@ class _Run:
             return
         ordered = [self.written[shard.name] for group in self.job.groups for shard in group.shards]
         if shards.read_index(self.place) is None:
-            shards.write_index(self.place, {**self.job.about, "failures": self.outcome.failures}, ordered)
+            nothing = shards.publish_nothing(self.place)
+            content = {**self.job.about, **nothing, "failures": self.outcome.failures}
+            shards.write_index(self.place, content, ordered, self.job.config.varying)
         self.outcome.samples = sum(len(written.samples) for written in ordered)
         self.outcome.shards = sum(bool(written.samples) for written in ordered)
         self.outcome.bytes = sum(written.bytes for written in ordered)
+        self.outcome.upscaled = sum(written.upscaled for written in ordered)
+        self.outcome.padded = sum(written.padded for written in ordered)
 
     def _conclude_tree(self) -> None:
         lists = [shard for group in self.job.groups for shard in group.shards]
@@ -255,7 +229,7 @@ class RayWorkers:
 
     def pack(self, step: PackStep, sources: Sequence[Source], staging: str) -> Iterator[pipeline.Record]:
         with contextlib.ExitStack() as held:
-            with shards.writable(staging):
+            with writable(staging):
                 todo = held.enter_context(pipeline.worklist(staging, sources, len(sources), self.config))
             yield from pipeline.flow(todo, [step], staging, self._own)
 

@@ -7,143 +7,28 @@ made, and a job that was killed goes on with what is staged. The headers carry n
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import json
 import math
-import os
 import tarfile
-import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pyarrow import fs
 
+from curation.place import STAGING, Place, ShardError, Sink
 from curation.plan import Shard
-from manifests.store import locate
 
-STAGING = ".staging"
 INDEX = "index.json"
+NOTHING = "nothing.npy"
+"""Beside the shards of samples with text: the empty caption's vectors, which stand for a dropped text in training."""
+_NOTHING = f"{STAGING}/{NOTHING}"
 _BLOCK = 512
 _END = b"\0" * (2 * _BLOCK)  # what closes a tar archive
 _COPY = 1 << 22
-
-
-class ShardError(Exception):
-    """Shards that cannot be written or read: what, where, what to do."""
-
-
-FULL = {
-    errno.ENOSPC: "no room left on the disk",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "files may not become that large",
-}
-"""What the operating system says when a disk takes no more, in words."""
-
-
-@contextlib.contextmanager
-def writable(place: str) -> Iterator[None]:
-    """What the operating system says of writing to a place becomes a ShardError, in one line."""
-    try:
-        yield
-    except OSError as error:
-        if why := FULL.get(error.errno or 0):
-            raise ShardError(f"{place}: {why}; make room, and the same command goes on from here") from error
-        raise ShardError(f"{place}: cannot be written: {error}") from error
-
-
-class Sink(Protocol):
-    def write(self, content: bytes) -> Any: ...
-
-
-class Place:
-    """A folder on local disk or in a bucket; its files appear whole or not at all."""
-
-    def __init__(self, place: str) -> None:
-        self.name = place
-        self.filesystem, self.root = locate(place)
-        self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        self._made: set[str] = set()
-
-    def path(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def publish(self, name: str, content: bytes) -> None:
-        """Write a file. Raises ShardError when it cannot be written."""
-        with self.written(name) as sink:
-            sink.write(content)
-
-    @contextlib.contextmanager
-    def written(self, name: str, lasting: bool = False) -> Iterator[Sink]:
-        """A file to write to, that appears when the block ends without an error. lasting: survives a power cut.
-
-        Raises ShardError when it cannot be written.
-        """
-        with writable(self.name), self._written(name, lasting) as sink:
-            yield sink
-
-    @contextlib.contextmanager
-    def _written(self, name: str, lasting: bool) -> Iterator[Sink]:
-        path = self.path(name)
-        if self.is_local:
-            # Half-written files stay among the staged ones, which are deleted when all is done.
-            part = Path(self.root, STAGING, f"{uuid.uuid4().hex}.tmp")
-            self._make(path.rsplit("/", 1)[0], str(part.parent))
-            try:
-                with part.open("wb") as sink:
-                    yield sink
-                    sink.flush()
-                    if lasting:
-                        os.fsync(sink.fileno())
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-            return
-        stream = self.filesystem.open_output_stream(path)
-        try:
-            yield stream
-            stream.close()
-        except BaseException:
-            # Closing is what makes an object appear, and no stream can be given up: so it must go again.
-            with contextlib.suppress(OSError):
-                stream.close()
-            self.delete(name)
-            raise
-
-    def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is none."""
-        try:
-            with self.filesystem.open_input_stream(self.path(name)) as source:
-                return source.read()
-        except FileNotFoundError:
-            return None
-
-    def files(self, folder: str = "", recursive: bool = False) -> dict[str, int]:
-        """Sizes of the files below a folder, by their names below it."""
-        root = self.path(folder).rstrip("/")
-        found = self.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=recursive))
-        return {info.path[len(root) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
-
-    def delete(self, *names: str) -> None:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                self.filesystem.delete_file(self.path(name))
-
-    def clear(self, folder: str) -> None:
-        """Delete a folder and all in it."""
-        with contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_dir(self.path(folder))
-
-    def _make(self, *folders: str) -> None:
-        for folder in folders:
-            if folder not in self._made:
-                self.filesystem.create_dir(folder, recursive=True)
-                self._made.add(folder)
 
 
 # Samples -------------------------------------------------------------------------------------------------------------
@@ -175,28 +60,70 @@ def is_staged(place: Place, shard: str, key: str) -> bool:
     return place.filesystem.get_file_info(place.path(staged(shard, key))).type == fs.FileType.File
 
 
+def stage_nothing(place: Place, content: Callable[[], bytes]) -> None:
+    """Keep the empty caption's vectors until all is there, unless some are kept. Raises ShardError."""
+    if place.filesystem.get_file_info(place.path(_NOTHING)).type != fs.FileType.File:
+        place.publish(_NOTHING, content())
+
+
+def nothing_kept(place: Place) -> bytes | None:
+    """The empty caption's vectors, staged, or beside the index as it says; None where they are lost."""
+    known = read_index(place)
+    if known is None:
+        return place.read(_NOTHING)
+    content, facts = place.read(NOTHING), known.get("nothing")
+    if content is None or facts is None or hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        return None
+    return content
+
+
+def publish_nothing(place: Place) -> dict[str, Any]:
+    """Put the empty caption's vectors where they belong; what the index says of them. {} where none are staged."""
+    content = place.read(_NOTHING)
+    if content is None:
+        return {}
+    with place.written(NOTHING, lasting=True) as sink:
+        sink.write(content)
+    shape, kind = _npy_header(io.BytesIO(content))
+    digest = hashlib.sha256(content).hexdigest()
+    return {"nothing": {"file": NOTHING, "bytes": len(content), "sha256": digest, "shape": shape, "dtype": kind}}
+
+
 # Shards --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Written:
-    """A shard's line in the index. samples: (key, offset of its first header, bytes), in order."""
+    """A shard's line in the index. samples: (key, offset of its first header, bytes), in order.
+
+    upscaled, padded: how many of them are enlarged, and how many lie between black sides.
+    """
 
     name: str
     split: str
     bytes: int
     sha256: str
     samples: tuple[tuple[str, int, int], ...]
+    upscaled: int = 0
+    padded: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        facts = {"split": self.split, "samples": len(self.samples), "bytes": self.bytes, "sha256": self.sha256}
+        facts = {
+            "split": self.split,
+            "samples": len(self.samples),
+            "upscaled": self.upscaled,
+            "padded": self.padded,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
         rows = [{"key": key, "offset": offset, "size": size} for key, offset, size in self.samples]
         return {"shard": f"{self.name}.tar", **facts, "index": rows}
 
     @staticmethod
     def from_json(facts: Mapping[str, Any]) -> Written:
         rows = tuple((row["key"], row["offset"], row["size"]) for row in facts["index"])
-        return Written(str(facts["shard"]).removesuffix(".tar"), facts["split"], facts["bytes"], facts["sha256"], rows)
+        name, counts = str(facts["shard"]).removesuffix(".tar"), (facts["upscaled"], facts["padded"])
+        return Written(name, facts["split"], facts["bytes"], facts["sha256"], rows, *counts)
 
 
 def assemble(place: Place, shard: Shard, absent: Collection[str]) -> Written:
@@ -213,16 +140,19 @@ def assemble(place: Place, shard: Shard, absent: Collection[str]) -> Written:
         )
     digest, offset = hashlib.sha256(), 0
     rows: list[tuple[str, int, int]] = []
+    upscaled = padded = 0
     if wanted:
         with place.written(f"{shard.name}.tar", lasting=True) as sink:
             for key in wanted:
-                size = _copied(place, staged(shard.name, key), sink, digest)
+                size, crop = _copied(place, staged(shard.name, key), sink, digest)
+                upscaled += bool(crop.get("upscaled"))
+                padded += bool(crop.get("padded"))
                 rows.append((key, offset, size))
                 offset += size
             sink.write(_END)
             digest.update(_END)
             offset += len(_END)
-            written = Written(shard.name, shard.split, offset, digest.hexdigest(), tuple(rows))
+            written = Written(shard.name, shard.split, offset, digest.hexdigest(), tuple(rows), upscaled, padded)
             write_part(place, written)  # before the shard appears: one that is there is always known
     else:
         written = Written(shard.name, shard.split, 0, "", ())
@@ -231,14 +161,25 @@ def assemble(place: Place, shard: Shard, absent: Collection[str]) -> Written:
     return written
 
 
-def _copied(place: Place, name: str, sink: Sink, digest: Any) -> int:
-    size = 0
+def _copied(place: Place, name: str, sink: Sink, digest: Any) -> tuple[int, dict[str, Any]]:
+    """Append a staged sample to a shard: its bytes, and what its json says of the crop."""
+    size, crop = 0, dict[str, Any]()
     with place.filesystem.open_input_stream(place.path(name)) as source:
         while chunk := source.read(_COPY):
+            if not size:
+                crop = _crop(chunk)
             sink.write(chunk)
             digest.update(chunk)
             size += len(chunk)
-    return size
+    return size, crop
+
+
+def _crop(start: bytes) -> dict[str, Any]:
+    """The part `crop` of a sample's json, which is its first member; {} where it has none."""
+    header = tarfile.TarInfo.frombuf(start[:_BLOCK], "utf-8", "strict")
+    if not header.name.endswith(".json"):
+        return {}
+    return json.loads(start[_BLOCK : _BLOCK + header.size]).get("crop", {})
 
 
 def write_part(place: Place, written: Written) -> None:
@@ -278,15 +219,20 @@ def read_index(place: Place) -> dict[str, Any] | None:
         raise ShardError(f"{place.name}/{INDEX}: not readable ({error}); delete it and pack again") from error
 
 
-def write_index(place: Place, about: Mapping[str, Any], written: Sequence[Written]) -> None:
+def write_index(
+    place: Place, about: Mapping[str, Any], written: Sequence[Written], varying: Collection[str] = ("text.npy",)
+) -> None:
     """Write the index, which says that all is there; then nothing is left staged.
 
-    empty: in the index, the shards that would hold nothing but samples of clips that failed.
+    varying: arrays whose first length differs from sample to sample. empty: in the index, the shards that would hold
+    nothing but samples of clips that failed.
     """
     kept = [line for line in written if line.samples]
     content = {
         **about,
-        "members": _members(place, kept[0]) if kept else {},
+        "members": _members(place, kept[0], varying) if kept else {},
+        "upscaled": sum(line.upscaled for line in kept),
+        "padded": sum(line.padded for line in kept),
         "empty": [line.name for line in written if not line.samples],
         "shards": [line.to_json() for line in kept],
     }
@@ -302,7 +248,7 @@ def _lines(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def _members(place: Place, shard: Written) -> dict[str, Any]:
+def _members(place: Place, shard: Written, varying: Collection[str]) -> dict[str, Any]:
     """What a sample is made of: shape and type of each array (null: the length differs), as the first one has them."""
     key, offset, size = shard.samples[0]
     with place.filesystem.open_input_file(place.path(f"{shard.name}.tar")) as source:
@@ -315,7 +261,7 @@ def _members(place: Place, shard: Written) -> dict[str, Any]:
             found[ending] = {}
             if ending.endswith("npy"):
                 shape, kind = _npy_header(archive.extractfile(member))
-                found[ending] = {"shape": [None, *shape[1:]] if ending == "text.npy" else shape, "dtype": kind}
+                found[ending] = {"shape": [None, *shape[1:]] if ending in varying else shape, "dtype": kind}
     return found
 
 

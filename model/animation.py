@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from model import checkpoint, codecs, inputs, media, sampling, weights
+from model import animation_job, checkpoint, codecs, inputs, media, sampling, weights
 from model.animation_job import AnimateConfig, AnimateError, Job, Models, prepare
 from model.config import flat
 from model.diffusion import Progress
-from model.encoders import speech, text
+from model.encoders import speech, text, vocals
 from model.encoders.face import DlibFace, FaceEncoder, InsightFace
 from model.portrait import Portrait, build
 
@@ -87,13 +87,10 @@ def _texts(job: Job, say: Say) -> tuple[torch.Tensor, torch.Tensor]:
         )
 
     def encoded(prompt: str) -> torch.Tensor:
-        room = models.network.text_length
-        if isinstance(encoder, text.T5) and models.network.compat == "hallo3":
-            return torch.from_numpy(encoder.padded(prompt, room))
-        states_SD = encoder.encode(prompt)
-        if len(states_SD) > room:
-            say(f"a prompt of {len(states_SD)} tokens: the network reads {room}, and what is beyond is cut off")
-        return torch.from_numpy(states_SD[:room])
+        room = min(models.network.text_length, encoder.length)
+        if (tokens := encoder.vocabulary.count(prompt)) > room:
+            say(f"a prompt of {tokens} tokens: the network reads {room}, and what is beyond is cut off")
+        return torch.from_numpy(encoder.encode(prompt)[:room])
 
     return encoded(config.prompt), encoded(config.negative)
 
@@ -110,7 +107,18 @@ def _states(job: Job) -> torch.Tensor | None:
             f"speech={models.speech} makes {encoder.layers} states of {encoder.dim} numbers a frame, the network reads "
             f"{audio.layers} of {audio.dim}"
         )
-    return torch.from_numpy(encoder.frames(job.sound.heard_N, job.plan.heard))
+    return torch.from_numpy(encoder.frames(_voice(job), job.plan.heard))
+
+
+def _voice(job: Job) -> np.ndarray:
+    """What the speech encoder hears, float32 at 16 kHz: the sound, or the voice alone where a separator is named."""
+    separator = animation_job.separator(job.config)
+    if separator is None:
+        return job.sound.heard_N
+    voice_N = separator(media.audio(job.config.audio, rate=vocals.RATE, layout="stereo"))
+    if inputs.loudest(voice_N) < inputs.SILENT:
+        raise inputs.InputError(f"audio={job.config.audio}: the separator hears no voice in it; vocals=none")
+    return voice_N
 
 
 def _face(job: Job) -> torch.Tensor:
@@ -166,13 +174,15 @@ def _record(job: Job) -> dict[str, Any]:
         },
         "picture": {
             "face": [job.picture.face.left, job.picture.face.top, job.picture.face.right, job.picture.face.bottom],
-            "shown": [box.left, box.top, box.left + box.width, box.top + box.height],
+            "shown": [box.left + box.before, box.top, box.left + box.width - box.after, box.top + box.height],
+            "padded": box.padded,
             "scale": box.scale,
         },
         "sha256": {
             "image": _sha256(Path(config.image)),
             "audio": _sha256(Path(config.audio)),
             "checkpoint": _hashes(Path(config.checkpoint)) if config.checkpoint else {},
+            **({"vocals": models.vocals} if models.vocals else {}),
             "models": {entry.name: entry.sha256 for entry in weights.entries(*catalogued)},
         },
         "versions": {"python": platform.python_version(), **_versions()},

@@ -13,9 +13,12 @@ from model.diffusion import LEVELS
 from model.encoders import speech, text
 from model.encoders.detect import CenterFace
 from model.encoders.face import DlibFace
+from model.encoders.vocals import KNOWN, VocalSeparator
 from model.settings import SettingsError, option, required
 
 _WHISPER = 384  # width of Whisper tiny's states
+NONE = "none"
+"""As `vocals=`: the sound as it is, even where the network was trained on separated voices."""
 
 
 class AnimateError(Exception):
@@ -40,6 +43,9 @@ class AnimateConfig:
     seed: int = option(0, "of all that is drawn; the same seed and settings give the same bytes on the same machine")
     face: int = option(0, "which face of the picture, counted from the left; 0: the only one")
     upscale: bool = option(False, "enlarge a picture that has fewer pixels than the video")
+    pad: bool = option(
+        True, "black beside a picture too narrow for any part with the face, as in packing; false: refuse it"
+    )
     width: int = option(0, "width of the video, pixels; 0: what the network was made for")
     height: int = option(0, "height of the video, pixels; 0: what the network was made for")
     clip_frames: int = option(0, "frames of a clip, 1 + 4k; 0: what the network was made for")
@@ -57,6 +63,12 @@ class AnimateConfig:
     text: str = option("", "text encoder; empty: the one of the network's sizes", ("", *text.NAMES))
     text_source: str = option("", "t5: a folder or the hub's org/name; empty: the published one")
     insightface: str = option("", "for a network with 512 numbers a face: the folder of an unpacked buffalo_l")
+    vocals: str = option(
+        "",
+        "file of an MDX-Net separator (Kim_Vocal_2.onnx): lips follow the voice alone; none: never; empty: unless the "
+        "network was trained so, when it is asked for",
+    )
+    vocals_fft: int = option(0, "vocals: samples of a frame of its spectrogram; 0: known, as that of Kim_Vocal_2 is")
     crf: int = option(18, "quality of the video: x264's constant rate factor, less is better")
     overwrite: bool = option(False, "replace an output that is there already")
     dry_run: bool = option(False, "only check the inputs and say what it will take")
@@ -87,6 +99,8 @@ class Models:
     text: str
     speech: str
     face: str
+    vocals: str
+    """The separator's sha256; empty: none."""
     device: torch.device
     dtype: torch.dtype
 
@@ -160,7 +174,7 @@ def prepare(config: AnimateConfig) -> Job:
             f"{codecs.frames_for(network.latent_frames)} frames can be made"
         )
     picture = inputs.picture(
-        Path(config.image), CenterFace(weights.path("centerface")), made, config.face, config.upscale
+        Path(config.image), CenterFace(weights.path("centerface")), made, config.face, config.upscale, config.pad
     )
     sound = inputs.sound(Path(config.audio))
     try:
@@ -208,4 +222,32 @@ def _models(config: AnimateConfig) -> tuple[Models, list[str]]:
             f"compat=hallo3 encodes the picture and {network.motion.frames} motion frames as one clip, which codec=dct "
             "cannot; codec=cogvideox"
         )
-    return Models(network, codec, named, hears, recognises, device, dtype), remarks
+    vocals, said = _vocals(config, network, found)
+    return Models(network, codec, named, hears, recognises, vocals, device, dtype), [*remarks, *said]
+
+
+def separator(config: AnimateConfig) -> VocalSeparator | None:
+    """What takes the voice out of the sound; None where nothing does. Raises FormatError."""
+    if config.vocals in ("", NONE):
+        return None
+    return VocalSeparator(Path(config.vocals), config.vocals_fft, torch.get_num_threads())
+
+
+def _vocals(config: AnimateConfig, network: ModelConfig, found: checkpoint.Checkpoint | None) -> tuple[str, list[str]]:
+    """The sha256 of the separator to be used, empty for none; and what is to be known of it."""
+    if not network.has_audio:
+        return "", []
+    trained = str((found.note if found else {}).get("vocals") or "")
+    name = KNOWN[trained].name if trained in KNOWN else trained
+    given = separator(config)
+    if given is not None:
+        other = trained not in ("", given.sha256)
+        return given.sha256, [f"another separator than the one that the network was trained with ({name})"] * other
+    if trained and not config.vocals:
+        raise AnimateError(
+            f"the network was trained on voices that a separator had taken out of the sound ({name}): vocals=… names "
+            "its file; vocals=none takes the sound as it is"
+        )
+    if trained or (found is not None and found.layout == "hallo3"):
+        return "", ["the network was trained on voices alone: of music or noise in the sound, vocals=… rids it"]
+    return "", []

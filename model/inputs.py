@@ -48,10 +48,16 @@ class Picture:
         """What the person who handed it in should know of how it is used."""
         height, width = self.image_HW3.shape[:2]
         box, said = self.box, []
-        if (box.width, box.height) != (width, height):
+        wide = box.width - box.before - box.after  # of the picture itself
+        if (wide, box.height) != (width, height):
             said.append(
-                f"the picture is {width}x{height}; shown is {box.width}x{box.height} around the face "
-                f"(from {box.left},{box.top}), cut and not stretched"
+                f"the picture is {width}x{height}; shown is {wide}x{box.height} around the face "
+                f"(from {box.left + box.before},{box.top}), cut and not stretched"
+            )
+        if box.padded:
+            said.append(
+                f"it is too narrow for the video: {box.padded:.0%} of the width is black, left and right of it "
+                "(pad=false refuses such pictures)"
             )
         if box.scale > 1:
             said.append(f"it is enlarged {box.scale:.2f} times: expect it soft")
@@ -89,29 +95,49 @@ def read_picture(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image_HW3[..., ::-1])
 
 
-def picture(path: Path, find: CenterFace, made: tuple[int, int], which: int = 0, upscale: bool = False) -> Picture:
+def picture(
+    path: Path, find: CenterFace, made: tuple[int, int], which: int = 0, upscale: bool = False, pad: bool = False
+) -> Picture:
     """A picture file, checked and framed. made: width and height of the video.
 
     which: the face to animate, counted from the left from 1 on; 0: the only one. upscale: whether a picture with
-    fewer pixels than the video may be enlarged. Raises InputError.
+    fewer pixels than the video may be enlarged. pad: whether one in which no part would do may be shown in its whole
+    width between black sides. Raises InputError.
     """
     image_HW3 = read_picture(path)
     height, width = image_HW3.shape[:2]
     found = [face.scaled(width, height) for face in find(image_HW3)]
     face = _chosen(path, sorted(found, key=lambda face: face.left), which)
-    try:  # framed as training clips are
-        box = head_crop(np.array([[face.left, face.top, face.right, face.bottom]]), width, height, made, upscale=True)
-    except CropError as error:
-        raise InputError(
-            f"image={path}: {width}x{height} has no room for a {made[0]}:{made[1]} part with the whole face "
-            f"({face.right - face.left:.0f}x{face.height:.0f}); take a wider picture"
-        ) from error
-    if box.scale > 1 and not upscale:
-        raise InputError(
-            f"image={path}: too small: of its {width}x{height} pixels {box.width}x{box.height} can be shown, "
-            f"{made[0]}x{made[1]} are to be made; take a larger picture, or upscale=true"
-        )
+    box = _framed(face, width, height, made, upscale, pad)
+    if box is None:
+        raise InputError(f"image={path}: {_unframed(face, width, height, made, upscale, pad)}")
     return Picture(image_HW3, face, box, box.cut(image_HW3))
+
+
+def _framed(face: Face, width: int, height: int, made: tuple[int, int], upscale: bool, pad: bool) -> Crop | None:
+    """The part to show, as training clips are framed; None where there is none."""
+    try:
+        return head_crop(
+            np.array([[face.left, face.top, face.right, face.bottom]]), width, height, made, upscale=upscale, pad=pad
+        )
+    except CropError:
+        return None
+
+
+def _unframed(face: Face, width: int, height: int, made: tuple[int, int], upscale: bool, pad: bool) -> str:
+    """Why no part of a picture can be shown, and what to do."""
+    ways = {"upscale=true": (True, pad), "pad=true": (upscale, True), "upscale=true pad=true": (True, True)}
+    helping = [way for way, allowed in ways.items() if _framed(face, width, height, made, *allowed)]
+    else_do = "".join(f", or {way}" for way in helping[:-1] or helping)  # the last one does where any does
+    if enlarged := _framed(face, width, height, made, True, False):
+        return (
+            f"too small: of its {width}x{height} pixels {enlarged.width}x{enlarged.height} can be shown, "
+            f"{made[0]}x{made[1]} are to be made; take a larger picture{else_do}"
+        )
+    return (
+        f"{width}x{height} has no room for a {made[0]}:{made[1]} part with the whole face "
+        f"({face.right - face.left:.0f}x{face.height:.0f}); take a wider picture{else_do}"
+    )
 
 
 def _chosen(path: Path, faces: Sequence[Face], which: int) -> Face:

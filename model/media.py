@@ -45,6 +45,7 @@ MAX_FAILED_PACKETS = 1000
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000
 # Sound whose time is off by no more follows seamlessly: half a frame at 25 fps.
 SYNC_TOLERANCE = 0.02
+CHANNELS = {"mono": 1, "stereo": 2}
 # Pictures that one may be stored ahead of those shown before it, at most, and some to spare.
 MAX_REORDERED = 32
 # A span that went through floats may miss a picture's time by this share of a tick and still mean it.
@@ -648,12 +649,17 @@ class _Film:
 
 
 def audio(
-    source: Source, span: Span | None = None, rate: int = 16000, limit_seconds: float = MAX_AUDIO_SECONDS
+    source: Source,
+    span: Span | None = None,
+    rate: int = 16000,
+    limit_seconds: float = MAX_AUDIO_SECONDS,
+    layout: str = "mono",
 ) -> np.ndarray:
-    """The sound of a span, mixed to mono, on the pictures' clock; silence where the file has none.
+    """The sound of a span, on the pictures' clock; silence where the file has none.
 
     Without a span: from t = 0 to the last sound. limit_seconds bounds the result whatever the file claims.
-    Returns float32 [round(seconds * rate)].
+    layout: mono, the mean of the channels; or stereo, left and right, where a single channel is heard on both.
+    Returns float32 [round(seconds * rate)], of stereo [2, round(seconds * rate)].
     Raises MediaError when the file cannot be read or the sound is longer than the limit.
     """
     start = Fraction(0) if span is None else span.start
@@ -662,45 +668,54 @@ def audio(
     too_long = MediaError(f"{_name(source)}: more than {limit_seconds:g} s of sound; read it in spans")
     if length is not None and length > limit:
         raise too_long
-    track = _Track()
+    track = _Track(CHANNELS[layout])
     zero = _zero(source)
     with _opened(source) as container, _speaking(_name(source), "its sound cannot be converted"):
         stream = _audio_stream(container)
         if stream is not None:
             _use_only(container, stream)
-            for place, samples in _pieces(container, stream, _name(source), zero + start, rate):
+            for place, samples in _pieces(container, stream, _name(source), zero + start, rate, layout):
                 if length is not None and place >= length:
                     break
-                if place + len(samples) > limit and length is None:
+                if place + samples.shape[1] > limit and length is None:
                     raise too_long
                 track.put(place, samples)
-    return track.array(length)
+    sound_CN = track.array(length)
+    return sound_CN[0] if layout == "mono" else sound_CN
 
 
 class _Track:
-    """Sound put together from pieces by their place; what is already there stays, gaps are silence."""
+    """Sound put together from pieces [C, n] by their place; what is already there stays, gaps are silence."""
 
-    def __init__(self) -> None:
-        self._pieces: list[np.ndarray] = []
-        self._length = 0
+    def __init__(self, channels: int) -> None:
+        self._pieces = [np.zeros((channels, 0), np.float32)]
+        self._channels, self._length = channels, 0
 
-    def put(self, place: int, samples: np.ndarray) -> None:
-        samples = samples[max(0, self._length - place) :]
-        if len(samples):
+    def put(self, place: int, samples_CN: np.ndarray) -> None:
+        samples_CN = samples_CN[:, max(0, self._length - place) :]
+        if samples_CN.shape[1]:
             place = max(place, self._length)
-            self._pieces += [np.zeros(place - self._length, np.float32), samples]
-            self._length = place + len(samples)
+            self._pieces += [self._silence(place - self._length), samples_CN]
+            self._length = place + samples_CN.shape[1]
 
     def array(self, length: int | None) -> np.ndarray:
         if length is not None and length > self._length:
-            self._pieces.append(np.zeros(length - self._length, np.float32))
-        return np.concatenate([np.zeros(0, np.float32), *self._pieces])[:length]
+            self._pieces.append(self._silence(length - self._length))
+        return np.concatenate(self._pieces, axis=1)[:, :length]
+
+    def _silence(self, samples: int) -> np.ndarray:
+        return np.zeros((self._channels, samples), np.float32)
 
 
 def _pieces(
-    container: av.container.InputContainer, stream: av.AudioStream, name: str, start: Fraction, rate: int
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    name: str,
+    start: Fraction,
+    rate: int,
+    layout: str,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Mono sound at `rate` from shortly before `start` (container time) on: (place counted from start, samples)."""
+    """Sound at `rate` from shortly before `start` (container time) on: (place counted from start, samples [C, n])."""
     # AVI tells the time of compressed sound by the byte, which is off by up to a packet after seeking.
     by_byte = container.format.name == "avi" and not stream.codec_context.name.startswith("pcm_")
     if start > 2 and container.format.name not in UNSEEKABLE and not by_byte:
@@ -716,7 +731,7 @@ def _pieces(
         if run is None or not run.continues(frame, time):
             if run is not None:
                 yield from run.finish()
-            run = _Run(frame, float(-start) if time is None else time, rate)
+            run = _Run(frame, float(-start) if time is None else time, rate, layout)
         yield from run.add(frame)
     if run is not None:
         yield from run.finish()
@@ -727,7 +742,7 @@ class _Run:
 
     BLOCK = 1 << 15  # samples handed to the resampler at once: a call costs as much as decoding a packet
 
-    def __init__(self, frame: av.AudioFrame, time: float, rate: int) -> None:
+    def __init__(self, frame: av.AudioFrame, time: float, rate: int, layout: str) -> None:
         self._shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         self._time, self._count = time, 0
         # A run-up begins with the sample nearest to the grid of the result: then a span is a slice of the whole.
@@ -735,8 +750,11 @@ class _Run:
         self._unused = int(np.abs(places_N - np.round(places_N)).argmin())
         self._place = round(places_N[self._unused])
         self._fifo = av.AudioFifo()
+        self._channels = CHANNELS[layout]
+        # A single channel stays one until the end: FFmpeg would bring it to two 3 dB softer.
+        made = layout if frame.layout.nb_channels > 1 else "mono"
         # The mean of the channels: without the option, two equal ones come out 3 dB louder.
-        self._resampler = AudioResampler("fltp", "mono", rate, options={"rematrix_maxval": "1"})
+        self._resampler = AudioResampler("fltp", made, rate, options={"rematrix_maxval": "1"})
 
     def continues(self, frame: av.AudioFrame, time: float | None) -> bool:
         expected = self._time + self._count / frame.sample_rate
@@ -760,9 +778,9 @@ class _Run:
 
     def _placed(self, frames: Iterable[av.AudioFrame]) -> Iterator[tuple[int, np.ndarray]]:
         for frame in frames:
-            samples = frame.to_ndarray()[0]
-            yield self._place, samples
-            self._place += len(samples)
+            samples_CN = frame.to_ndarray()
+            yield self._place, np.broadcast_to(samples_CN, (self._channels, samples_CN.shape[1]))
+            self._place += samples_CN.shape[1]
 
 
 def _zero(source: Source) -> Fraction:

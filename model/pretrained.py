@@ -19,16 +19,23 @@ class PretrainedError(Exception):
     """A published model that cannot be had or is not what it should be: which, why, what to do."""
 
 
+def local(source: str) -> Path | None:
+    """The folder that a source is; None where it is a repository of the hub. Raises PretrainedError for neither."""
+    place = Path(source).expanduser()
+    if place.is_dir():
+        return place
+    if not _REPOSITORY.fullmatch(source) or place.exists():
+        raise PretrainedError(f"{source}: no such folder, and no repository of the hub (org/name) either")
+    return None
+
+
 def folder(source: str, parts: Sequence[str] = ()) -> Path:
     """The local folder of a published model, fetched from the hub if it is not a folder here.
 
     parts: the sub-folders that are needed; without any, the files at its top. Raises PretrainedError.
     """
-    local = Path(source).expanduser()
-    if local.is_dir():
-        return local
-    if not _REPOSITORY.fullmatch(source) or local.exists():
-        raise PretrainedError(f"{source}: no such folder, and no repository of the hub (org/name) either")
+    if here := local(source):
+        return here
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -51,17 +58,22 @@ def part(root: Path, name: str) -> Path:
     return root / name if (root / name).is_dir() else root
 
 
+def check(place: Path) -> None:
+    """Raises PretrainedError where a folder cannot hold a network that is read here, without loading anything."""
+    if not any(place.glob("*.safetensors")):
+        raise PretrainedError(
+            f"{place}: holds no .safetensors, and other weights are not read: they may carry code. "
+            "Load it once where you trust it and `save_pretrained(…, safe_serialization=True)`"
+        )
+
+
 def network(kind: Any, place: Path, spare: Iterable[str] = (), **options: Any) -> Any:
     """A network of a class of transformers or diffusers with the weights of a folder, ready to use (`eval`).
 
     kind: the class. spare: names of weights that may be missing from the file, for they are not used.
     Raises PretrainedError when the folder does not hold all of the network's weights as safetensors.
     """
-    if not any(place.glob("*.safetensors")):
-        raise PretrainedError(
-            f"{place}: holds no .safetensors, and other weights are not read: they may carry code. "
-            "Load it once where you trust it and `save_pretrained(…, safe_serialization=True)`"
-        )
+    check(place)
     try:
         loaded, report = kind.from_pretrained(
             str(place), use_safetensors=True, local_files_only=True, output_loading_info=True, **options

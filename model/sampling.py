@@ -100,8 +100,9 @@ class Plan:
 class Subject:
     """What stays the same over a whole video.
 
-    picture_CHW: float RGB, -1..1, at the video's size. text_SD, negative_SD: prompts, not padded. face_C: embedding.
-    keys: what `look` makes of the picture; without them the reference network looks at it in every step.
+    picture_CHW: float RGB, -1..1, at the video's size. text_SD, negative_SD: prompts, every vector of them real.
+    face_C: embedding. keys: what `look` makes of the picture; without them the reference network looks at it in every
+    step.
     """
 
     picture_CHW: torch.Tensor

@@ -21,7 +21,8 @@ class Batch:
     """The samples of a step that one rank computes, in the order of the step's whole batch.
 
     places: their indices in that. Tensors are float32 on the CPU, None for what the shards or the network do not have.
-    audio: of T video frames, those beyond either end of the window among them. text: padded, with its mask. boxes: of
+    audio: of T video frames, those beyond either end of the window among them. text: padded, with a mask of what is
+    real; None where no sample of these shards is ever padded (`samples.fills`). boxes: of
     face and lips in each video frame: left, top, right, bottom in pixels; NaN where lost. dropped: what was taken from
     each sample (`text`, `audio`, `reference`, `face`, `motion`): there are zeros in its place, for the text that of
     nothing.
@@ -36,7 +37,7 @@ class Batch:
     face_BC: torch.Tensor | None
     audio_BTNC: torch.Tensor | None
     text_BSD: torch.Tensor
-    text_mask_BS: torch.Tensor
+    text_mask_BS: torch.Tensor | None
     boxes_BT24: torch.Tensor | None
     dropped: tuple[frozenset[str], ...]
 

@@ -27,11 +27,13 @@ NEUTRAL = (
     "data.workers",
     "data.read_ahead",
     "data.prefetch",
+    "data.incomplete",  # it allows; what then differs is said by name
     "data.timeout_s",
     "observe.*",
     "output",
     *(f"parallel.{name}" for name in ("shard", "replicas", "context", "recompute", "compile", "device", "timeout_s")),
     "micro",
+    "optimizer.fused",
     "plan",
     "resume",
     "changed",

@@ -35,15 +35,17 @@ def activations(
     shape: Shape,
     dtype: torch.dtype = torch.float32,
     prepare: Prepare = lambda portrait: None,
+    masked: bool = False,
 ) -> int:
     """Bytes that forward and backward hold at their fullest, beyond parameters, their gradients and what is given.
 
-    prepare: what is done to the network before it is trained (recomputation, say). Deep networks are reckoned from
-    shallow ones of three and five blocks.
+    prepare: what is done to the network before it is trained (recomputation, say). masked: as in `inputs`. Deep
+    networks are reckoned from shallow ones of three and five blocks.
     """
     if network.layers <= _FEW:
-        return _held(network, trained, shape, dtype, prepare)
-    few, more = (_held(dataclasses.replace(network, layers=n), trained, shape, dtype, prepare) for n in _SLICES)
+        return _held(network, trained, shape, dtype, prepare, masked)
+    slices = (dataclasses.replace(network, layers=layers) for layers in _SLICES)
+    few, more = (_held(one, trained, shape, dtype, prepare, masked) for one in slices)
     return few + (more - few) * (network.layers - _SLICES[0]) // (_SLICES[1] - _SLICES[0])
 
 
@@ -53,6 +55,7 @@ def _held(
     shape: Shape,
     dtype: torch.dtype,
     prepare: Prepare,
+    masked: bool,
 ) -> int:
     names = set(trained.names)
     with FakeTensorMode():
@@ -62,7 +65,7 @@ def _held(
             parameter.requires_grad_(name in names)
             if name in names:
                 parameter.grad = torch.empty_like(parameter)
-        given = inputs(network, shape, dtype)
+        given = inputs(network, shape, dtype, masked)
         target = torch.empty(given["noisy_BFCHW"].shape)
 
         def step() -> None:
@@ -74,14 +77,19 @@ def _held(
         return most_held(step, [*known, *gradients])
 
 
-def inputs(network: ModelConfig, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
-    """What a network is given in a step of this shape, as its arguments; the numbers mean nothing."""
+def inputs(network: ModelConfig, shape: Shape, dtype: torch.dtype, masked: bool = False) -> dict[str, Any]:
+    """What a network is given in a step of this shape, as its arguments; the numbers mean nothing.
+
+    masked: texts do not fill their room, so that a mask says what of them is real.
+    """
     batch, picture = shape.batch, (network.latent_channels, shape.height, shape.width)
     given: dict[str, Any] = {
         "noisy_BFCHW": torch.zeros(batch, shape.frames, *picture, dtype=dtype),
         "timestep_B": torch.zeros(batch, dtype=torch.int64),
         "text_BSD": torch.zeros(batch, shape.text, network.text_dim, dtype=dtype),
     }
+    if masked:
+        given["text_mask_BS"] = torch.ones(batch, shape.text, dtype=torch.bool)
     if network.has_reference and shape.reference:
         given["reference_BCHW"] = torch.zeros(batch, *picture, dtype=dtype)
     if network.condition_channels:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from training.shares import local, put, settle, trainable
 __all__ = [
     "ParallelConfig",
     "World",
+    "accumulate",
     "build",
-    "gathered",
     "gradient_norm",
     "join",
     "load",
@@ -46,18 +45,21 @@ _ATTENTION = frozenset(
     for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 )
 
+_PROGRAMS = 64
+
 
 def build(
     network: ModelConfig,
     config: ParallelConfig,
     world: World,
     trained: Collection[str],
-    seed: int,
+    seed: int | None,
     adapters: LoraConfig | None = None,
 ) -> Portrait:
     """A fresh network on all ranks: the same numbers on however many there are, and no rank ever holds it whole.
 
     trained: names of the parameters to train, float32; the others are frozen, and held in the type that is computed in.
+    seed: of the numbers; None: they mean nothing until `load` or a checkpoint gives others, which spares minutes.
     adapters: of rank above 0, low-rank adapters of the linear layers among `trained` are trained instead.
     Raises ValueError for a name that is none, SettingsError for adapters of nothing.
     """
@@ -72,21 +74,22 @@ def build(
         context.split(portrait, world.context_group)
     recompute(portrait, config.recompute)
     if config.compile:
-        for block in _blocks(portrait):
-            _compile(block)
+        _compile(_blocks(portrait))
     if portrait.reference is not None and not trainable(portrait.reference):
         portrait.reference.forward = torch.no_grad()(portrait.reference.forward)  # type: ignore[method-assign]
     if world.mesh is not None:
         _shard(portrait, config, world)
     portrait.to_empty(device=world.device)
-    _start(portrait, seed)
+    if seed is not None:
+        _start(portrait, seed)
     return portrait
 
 
-def load(portrait: Portrait, source: str | Path, fresh: Sequence[str] = ()) -> weights.Loaded:
+def load(portrait: Portrait, source: str | Path, fresh: Sequence[str] = (), seed: int | None = None) -> weights.Loaded:
     """Give the network the weights at `source`, of any layout; each rank takes its rows out of the mapped files.
 
-    fresh: patterns of names that the source need not have: these keep what they started with. Raises CheckpointError.
+    fresh: patterns of names that the source need not have: these, and adapters, start as a network built with `seed`
+    does, or keep what they have (None). Raises CheckpointError.
     """
     whole = plain.build(portrait.config, "meta")
     loaded = weights.load(whole, source, fresh=fresh)
@@ -95,25 +98,19 @@ def load(portrait: Portrait, source: str | Path, fresh: Sequence[str] = ()) -> w
     for name, tensor in whole.state_dict().items():
         if name not in loaded.fresh:
             put(own[name], tensor)
+    if seed is not None:
+        _start(portrait, seed, set(loaded.fresh))
     return loaded
 
 
-@contextmanager
-def gathered(portrait: Portrait) -> Iterator[None]:
-    """Within, every rank has the whole network and may use it alone, any part of it: for sampling.
+def accumulate(portrait: Portrait, last: bool) -> None:
+    """To be called before the backward pass of each of a step's pieces; last: whether it is the last one.
 
-    Takes the memory of the whole network in the type that is computed in. All ranks must enter and leave it together.
+    Every pass shares its gradients out among the ranks, block by block, so that a rank holds its own rows of their sum
+    and of one block alone the whole. Replicas (shard=hsdp, none) add up their rows once, after the last.
     """
-    modules = [module for module in portrait.modules() if isinstance(module, FSDPModule)]
-    for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.set_reshard_after_forward(module is not portrait, recurse=False)
-            module.reshard()
+    if isinstance(portrait, FSDPModule):
+        portrait.set_requires_all_reduce(last)
 
 
 def gradient_norm(portrait: nn.Module, world: World) -> torch.Tensor:
@@ -185,9 +182,13 @@ def _kept(_context: Any, operation: Any, *arguments: Any, **_options: Any) -> Ch
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _compile(block: nn.Module) -> None:
-    """Compile what a block computes; FSDP2's hooks stay outside."""
-    block.forward = torch.compile(block.forward, dynamic=False)
+def _compile(blocks: Sequence[nn.Module]) -> None:
+    """Compile what blocks compute, each kind of them once; FSDP2's hooks stay outside."""
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+    # One program for each: whether inputs need gradients differs in the first blocks, sizes do in validation. With more
+    # of them than the limit, which is 8, torch would go on without compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
 
 
 def _shard(portrait: Portrait, config: ParallelConfig, world: World) -> None:
@@ -211,18 +212,22 @@ def _shard(portrait: Portrait, config: ParallelConfig, world: World) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
 
 
-def _start(portrait: Portrait, seed: int) -> None:
-    """Fill a network with its start, module by module, each drawn from (seed, its name) alone."""
+def _start(portrait: Portrait, seed: int, only: Collection[str] | None = None) -> None:
+    """Fill a network with its start, module by module, each drawn from (seed, its name) alone.
+
+    only: names of what to fill, beside adapters; None: everything.
+    """
     own = _tensors(portrait)
     for name, module in plain.build(portrait.config, "meta").named_modules():
         leaves = [leaf for leaf, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
-        if not leaves:
+        wanted = [leaf for leaf in leaves if only is None or f"{name}.{leaf}" in only]
+        if not wanted:
             continue
         with torch.random.fork_rng(devices=[]):  # how a module starts is its own affair; it draws from the default
             torch.default_generator.manual_seed(draws.generator(seed, "start", name).initial_seed())
             module.to_empty(device="cpu", recurse=False)
             module.reset_parameters()
-        for leaf in leaves:
+        for leaf in wanted:
             put(own[f"{name}.{leaf}"], getattr(module, leaf))
         module.to_empty(device="meta", recurse=False)
     for name, tensor in own.items():

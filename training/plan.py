@@ -23,7 +23,7 @@ from model.flops import Shape
 from model.footprint import size
 from model.portrait import Portrait, build
 from model.settings import SettingsError
-from training import cost, devices, lora, memory, parallel, samples, shards, stages
+from training import cost, demands, devices, lora, memory, parallel, shards, stages
 from training.config import TrainConfig
 from training.cost import Work
 from training.devices import Peak
@@ -71,7 +71,8 @@ def planned(config: TrainConfig, index: Index, ranks: int, device: torch.device)
     own = config.batch // max(data_ranks, 1) or 1
     micro = min(config.micro or own, own)
     shape = cost.shape_of(network, trained, micro)
-    parts = rank_memory(config, network, trained, ranks, shape, pieces=-(-own // micro))
+    masked = not demands.fills(index, network)
+    parts = rank_memory(config, network, trained, ranks, shape, pieces=-(-own // micro), masked=masked)
     needed, room = sum(parts.values()), int(config.observe.device_gb * 1e9) or devices.total_memory(device)
     lines.append(f"memory of a rank, reckoned ({ranks} ranks, {micro} of its {own} samples at once): {size(needed)}")
     lines += [f"  {name}: {size(count)}" for name, count in parts.items() if count]
@@ -90,21 +91,38 @@ def planned(config: TrainConfig, index: Index, ranks: int, device: torch.device)
     work = cost.work(network, learnt, whole, config.parallel.recompute)
     peak = devices.peak(device, config.parallel.dtype, config.observe.device_tflops)
     lines += _time(config, work, peak, ranks)
-    lines += _samples(config, index)
+    lines += _samples(config, network, index)
     refusals += _shards(config, network, index)
     return Planned(tuple(lines), parts, tuple(refusals))
 
 
 def rank_memory(
-    config: TrainConfig, network: ModelConfig, stage: Trained, ranks: int, shape: Shape, pieces: int = 1
+    config: TrainConfig,
+    network: ModelConfig,
+    stage: Trained,
+    ranks: int,
+    shape: Shape,
+    pieces: int = 1,
+    masked: bool = False,
 ) -> dict[str, int]:
     """Bytes that one rank holds at its fullest, by what they are for.
 
-    shape: of the samples that it computes at once; pieces: how many times it does so in a step.
+    shape: of the samples that it computes at once; pieces: how many times it does so in a step. masked: whether texts
+    are padded.
     """
     how, trained = config.parallel, with_adapters(network, stage, config.lora)
+    activations = memory.activations(network, trained, shape, how.compute, prepared(config, stage), masked)
+    return weights_memory(config, trained, ranks, pieces) | {
+        "activations": round(activations / how.context),
+        "samples": sum(one.nbytes for one in _given(network, shape, how, masked).values()),
+        "positions": sum(one.nbytes for one in build(network, "meta").buffers()),
+    }
+
+
+def weights_memory(config: TrainConfig, trained: Trained, ranks: int, pieces: int = 1) -> dict[str, int]:
+    """Bytes of parameters on one rank, and of what there is for each of them; as in `rank_memory`."""
+    how, names = config.parallel, set(trained.names)
     compute = torch.empty(0, dtype=how.compute).element_size()
-    names = set(trained.names)
     counted = sum(trained.sizes[name] for name in names)
     frozen = sum(trained.sizes.values()) - counted
     sharded = ranks > 1 or how.compute != torch.float32  # else the network is held as it is
@@ -116,8 +134,9 @@ def rank_memory(
         learnt[_group(name)] += count if name in names else 0
     rest = groups.pop("", 0)
     largest = max(groups.values(), default=0)
-    # Gradients of several pieces are added up before the ranks share them out.
-    waiting = _MASTER * counted if pieces > 1 else (compute + _MASTER) * max(learnt.values(), default=0)
+    # A block's gradients are shared out as soon as they are there; those of a further piece are then added to the rest.
+    most = max(learnt.values(), default=0)
+    waiting = (compute + _MASTER) * most + (_MASTER * most / sharers if pieces > 1 else 0)
     parts = {
         "trained parameters": _MASTER * counted / sharers,
         "frozen parameters": compute * frozen / sharers,
@@ -126,16 +145,13 @@ def rank_memory(
         "average": _MASTER * counted / sharers if config.state.ema else 0,
         "gathered": compute * (_GATHERED * largest + rest) if sharded else 0,
         "gradients gathered": waiting if sharded else 0,
-        "activations": memory.activations(network, trained, shape, how.compute, prepared(config, stage)) / how.context,
-        "samples": sum(one.nbytes for one in _given(network, shape, how).values()),
-        "positions": sum(one.nbytes for one in build(network, "meta").buffers()),
     }
     return {name: round(count) for name, count in parts.items()}
 
 
-def _given(network: ModelConfig, shape: Shape, how: ParallelConfig) -> dict[str, torch.Tensor]:
+def _given(network: ModelConfig, shape: Shape, how: ParallelConfig, masked: bool) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
-        return memory.inputs(network, shape, how.compute)
+        return memory.inputs(network, shape, how.compute, masked)
 
 
 def prepared(config: TrainConfig, stage: Trained) -> memory.Prepare:
@@ -222,11 +238,15 @@ def _time(config: TrainConfig, work: Work, peak: Peak | None, ranks: int) -> lis
     ]
 
 
-def _samples(config: TrainConfig, index: Index) -> list[str]:
+def _samples(config: TrainConfig, network: ModelConfig, index: Index) -> list[str]:
     asked = config.steps * config.batch
+    room = f"{network.text_length} tokens"
+    masked = f"texts are padded to {room} and masked, which CUDA's flash kernels of attention do not take"
+    whole = f"every text fills its {room}: attention needs no mask"
     return [
         f"{index.place}: {len(index):,} samples in {len(index.shards):,} shards, {size(index.bytes)}; "
-        f"{config.steps:,} steps of {config.batch} go through them {asked / len(index):.3g} times"
+        f"{config.steps:,} steps of {config.batch} go through them {asked / len(index):.3g} times",
+        whole if demands.fills(index, network) else masked,
     ]
 
 
@@ -234,7 +254,7 @@ def _shards(config: TrainConfig, network: ModelConfig, index: Index) -> list[str
     """What keeps the shards from being trained on."""
     refusals = []
     try:
-        samples.check(index, network, config.data.latents == "encode")
+        demands.check(index, network, config.data.latents == "encode")
     except DataError as error:
         refusals.append(str(error))
     wrong = shards.missing(index)

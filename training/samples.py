@@ -7,7 +7,7 @@ channels, H×W latent positions, S text tokens, D their width.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from model import codecs, media, motion
-from model.codecs import SPATIAL, frames_for
+from model.codecs import frames_for
 from model.config import ModelConfig
 from model.encoders.speech import FPS
 from model.sampling import signed
 from training import draws
+from training.demands import Layout, as_released, fills
 from training.members import BrokenSampleError, array
-from training.shards import DataError, Index
+from training.shards import Index
 
 if TYPE_CHECKING:
     from training.source import DataConfig
@@ -40,127 +41,17 @@ class Sample:
     face_C: torch.Tensor | None
     audio_TNC: torch.Tensor | None
     text_SD: torch.Tensor
-    text_mask_S: torch.Tensor
+    text_mask_S: torch.Tensor | None
     boxes_T24: torch.Tensor | None
     dropped: frozenset[str]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where things lie in a packed sample. frames, motion_frames, margin: of its window, of what is before it, of its
-    speech at either end."""
-
-    frames: int
-    motion_frames: int
-    margin: int
-
-    @staticmethod
-    def of(index: Index) -> Layout:
-        """Raises DataError for an index that does not say."""
-        try:
-            sizes = [index.settings[name] for name in ("frames", "motion_frames", "audio_margin")]
-        except KeyError as error:
-            raise DataError(f"{index.place}/index.json: its settings lack {error}; pack again") from error
-        return Layout(*sizes)
-
-
-@dataclass(frozen=True)
-class Demand:
-    """A length that one of a sample's arrays must have (at_least: or more). setting: of the network, that says so."""
-
-    ending: str
-    axis: int
-    length: int
-    setting: str = ""
-    at_least: bool = False
-
-    def unmet(self, shape: list[int | None]) -> bool:
-        if not -len(shape) <= self.axis < len(shape):
-            return True
-        length = shape[self.axis]
-        return length is not None and (length < self.length if self.at_least else length != self.length)
-
-
-def demands(network: ModelConfig, encode: bool) -> Iterator[Demand]:
-    """What a network wants of the arrays. encode: latents are made of the stored video."""
-
-    def pictures(ending: str, count: int, setting: str, channels: str = "latent_channels") -> Iterator[Demand]:
-        yield Demand(ending, 0, count, setting, at_least=True)
-        for axis, name in enumerate((channels, "latent_height", "latent_width"), 1):
-            yield Demand(ending, axis, getattr(network, name), name)
-
-    if not encode:
-        yield from pictures("latent.npy", network.latent_frames, "latent_frames")
-        if network.condition_channels:
-            yield from pictures("motion.npy", network.motion.frames, "motion.frames", "condition_channels")
-    if network.has_reference:
-        yield from pictures("reference.npy", 1, "")
-    if network.has_face:
-        yield Demand("face.npy", -1, network.face_dim, "face_dim")
-    if network.has_audio:
-        yield Demand("audio.npy", 1, network.audio.layers, "audio.layers")
-        yield Demand("audio.npy", 2, network.audio.dim, "audio.dim")
-    yield Demand("text.npy", 1, network.text_dim, "text_dim")
-
-
-def check(index: Index, network: ModelConfig, encode: bool) -> None:
-    """Raises DataError where the shards do not hold what the network takes, with the setting to change."""
-    for demand in demands(network, encode):
-        _held(index, demand.ending, network)
-        shape = index.members[demand.ending].get("shape", [])
-        if demand.unmet(shape):
-            length = shape[demand.axis] if -len(shape) <= demand.axis < len(shape) else None
-            change = f"network.changes=[{demand.setting}={length}] or " if demand.setting and length else ""
-            wants = f"{demand.setting or 'it'} wants {'at least ' if demand.at_least else ''}{demand.length}"
-            raise DataError(
-                f"{index.place}: {demand.ending} is {shape}; the network's {wants} on axis {demand.axis}: "
-                f"{change}other shards"
-            )
-    layout, frames = Layout.of(index), frames_for(network.latent_frames)
-    if layout.frames < frames:
-        raise DataError(
-            f"{index.place}: windows of {layout.frames} frames, the network's are {frames}: "
-            f"network.changes=[latent_frames={codecs.latents_for(layout.frames)}] or other shards"
-        )
-    if encode:
-        _held(index, "mp4", network)
-        _encodable(index, network, layout)
-
-
-def _held(index: Index, ending: str, network: ModelConfig) -> None:
-    if ending in index.members:
-        return
-    member = {"mp4": "video"}.get(ending, ending.removesuffix(".npy"))
-    instead = {
-        "latent": "; or data.latents=encode, where there is video",
-        "motion": "; or data.latents=encode, where there is video",
-        "audio": "; or network.changes=[audio.injection=none]",
-        "face": f"; or another network.changes=[identity=…] than {network.identity}",
-        "reference": f"; or another network.changes=[identity=…] than {network.identity}",
-        "video": "; or data.latents=stored",
-    }
-    raise DataError(
-        f"{index.place}: its samples hold no {ending}: pack with `{member}` among contents=…{instead.get(member, '')}"
-    )
-
-
-def _encodable(index: Index, network: ModelConfig, layout: Layout) -> None:
-    if layout.motion_frames < network.motion.frames and network.condition_channels:
-        raise DataError(
-            f"{index.place}: {layout.motion_frames} frames are stored before each window, network.changes="
-            f"[motion.frames=…] asks for {network.motion.frames}"
-        )
-
-    stored = index.settings.get("height"), index.settings.get("width")
-    if stored != (network.latent_height * SPATIAL, network.latent_width * SPATIAL):
-        raise DataError(
-            f"{index.place}: pictures of {stored[1]}x{stored[0]}; the network's latent_height and latent_width are for "
-            f"{network.latent_width * SPATIAL}x{network.latent_height * SPATIAL}"
-        )
-
-
 class Prepare:
-    """Makes samples of packed ones. nothing_SD: what stands for a dropped text; None: zeros."""
+    """Makes samples of packed ones. nothing_SD: what stands for a dropped text; None: zeros, as long as the text.
+
+    masks_text: whether samples say which of their text is real: all of a run's or none, for it decides what kernels
+    attention runs on. None, where neither texts nor what stands for a dropped one are ever padded.
+    """
 
     def __init__(
         self, config: DataConfig, network: ModelConfig, index: Index, seed: int, nothing_SD: torch.Tensor | None
@@ -169,6 +60,9 @@ class Prepare:
         self.layout = Layout.of(index)
         self.frames = frames_for(network.latent_frames)
         self.encodes = config.latents == "encode"
+        self.as_released = self.encodes and as_released(network)
+        short = nothing_SD is not None and len(nothing_SD) < network.text_length
+        self.masks_text = short or not fills(index, network)
         self.shapes = {ending: (facts.get("shape", []), facts.get("dtype")) for ending, facts in index.members.items()}
         self.settings = index.settings
 
@@ -190,7 +84,7 @@ class Prepare:
         )
         start = self._start(names, step)
         reference_CHW = face_C = audio_TNC = boxes_T24 = None
-        if network.has_reference:
+        if network.has_reference or self.as_released:
             reference_CHW = self._one(self._array(members, "reference.npy"), "reference", names)
         if network.has_face:
             face_C = self._array(members, "face.npy")
@@ -201,11 +95,16 @@ class Prepare:
             audio_TNC = self._array(members, "audio.npy")[first : first + self.frames + 2 * margin]
         if "mask.npy" in self.shapes:
             boxes_T24 = self._array(members, "mask.npy", finite=False)[start : start + self.frames]
-        latent_FCHW, motion_NCHW = self._pictures(members, start)
-        if motion_NCHW is not None and step is not None and config.mask_motion:
-            motion_NCHW = motion.masked(
-                motion_NCHW, config.mask_motion, draws.generator(self.seed, "motion mask", *names)
-            )
+        masks = draws.generator(self.seed, "motion mask", *names)
+        motion_NCHW: torch.Tensor | None
+        if self.as_released:
+            assert reference_CHW is not None
+            share = motion.RELEASED_MASK if step is None else config.mask_motion  # sampling masks, too
+            latent_FCHW, motion_NCHW = self._released_pictures(members, start, reference_CHW, share, masks)
+        else:
+            latent_FCHW, motion_NCHW = self._pictures(members, start)
+            if motion_NCHW is not None and step is not None and config.mask_motion:
+                motion_NCHW = motion.masked(motion_NCHW, config.mask_motion, masks)
         text_SD, mask_S = self._text(self._array(members, "text.npy"), "text" in dropped)
         return Sample(
             key,
@@ -243,12 +142,34 @@ class Prepare:
             motion_NCHW = motion.encode(self.codec, frames_TCHW[before - count : before]) if count else None
         return latent_FCHW, motion_NCHW
 
-    def _text(self, text_SD: torch.Tensor, dropped: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text at the length that there is room for, and which of it is real."""
+    def _released_pictures(
+        self,
+        members: Mapping[str, memoryview],
+        start: int,
+        reference_CHW: torch.Tensor,
+        share: float,
+        masks: torch.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of the window and its motion as the released code samples (`sampling.motion_condition`).
+
+        There a clip begins with the frames that the one before ended with: they are the window's own first. The
+        reference is not stored as a picture, so it is what the codec makes of its latent.
+        """
+        before = self.layout.motion_frames + start
+        frames_TCHW = signed_video(_member(members, "mp4"), before + self.frames)[before:]
+        with torch.no_grad():
+            picture_CHW = self.codec.decode(reference_CHW[None])[0].clamp(-1, 1)
+            ends_NCHW = motion.masked(frames_TCHW[: self.network.motion.frames], share, masks, alike=True)
+            return self.codec.encode(frames_TCHW), motion.joint(self.codec, picture_CHW, ends_NCHW)
+
+    def _text(self, text_SD: torch.Tensor, dropped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The text at the length that there is room for, and which of it is real; None: all of it."""
         if dropped:
             text_SD = torch.zeros_like(text_SD) if self.nothing_SD is None else self.nothing_SD
         room = self.network.text_length
         text_SD = text_SD[:room]
+        if not self.masks_text:
+            return text_SD, None
         return F.pad(text_SD, (0, 0, 0, room - len(text_SD))), torch.arange(room) < len(text_SD)
 
     def _array(self, members: Mapping[str, memoryview], ending: str, finite: bool = True) -> torch.Tensor:

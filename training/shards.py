@@ -16,7 +16,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -65,7 +65,8 @@ class Index:
     """What a folder of shards holds of one split.
 
     settings: of the packing. members: shape (None: a length that differs) and type of a sample's arrays, by ending.
-    version: names selection, settings and models that the shards were made with.
+    version: names selection, settings and models that the shards were made with. nothing: file and sha256 of the empty
+    caption's embedding, where it was packed. weights: sha256 of the models' files, by role.
     """
 
     place: str
@@ -74,6 +75,8 @@ class Index:
     settings: Mapping[str, Any]
     members: Mapping[str, Mapping[str, Any]]
     shards: tuple[Shard, ...]
+    nothing: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self._ends[-1] if self.shards else 0
@@ -124,6 +127,8 @@ def read_index(place: str, split: str = "train") -> Index:
             dict(found.get("settings", {})),
             {ending: dict(facts) for ending, facts in found["members"].items()},
             tuple(_shard(line) for line in lines),
+            dict(found.get("nothing") or {}),
+            dict(found.get("weights") or {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{name}: not an index of shards ({error!r}); pack again") from error

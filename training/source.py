@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model import motion
 from model.config import ModelConfig
 from model.encoders import text
 from model.pretrained import PretrainedError
@@ -16,9 +17,10 @@ from model.settings import SettingsError, option, required
 from model.weights import WeightsError
 from training import shards
 from training.batch import Batch
+from training.demands import Layout, as_released, check, fills
 from training.members import BrokenSampleError, array
 from training.order import Order
-from training.samples import Layout, Prepare, Sample, check
+from training.samples import Prepare, Sample
 from training.shards import SPLITS, DataError, Index, Reader
 
 NOTHING = "nothing.npy"
@@ -50,7 +52,9 @@ class DataConfig:
     drop_reference: float = option(0.05, "share without their reference picture (released code)")
     drop_face: float = option(0.0, "share without their face embedding (released code: never)")
     drop_motion: float = option(0.05, "share without motion frames (released code)")
-    mask_motion: float = option(0.25, "share of the motion frames' positions that are put out (paper)")
+    mask_motion: float = option(
+        0.25, "share of the motion frames' positions that are put out (paper; released code: 0.1 of their pixels)"
+    )
     nothing: str = option(
         "empty",
         "what stands for a dropped text: the empty prompt's embedding, as sampling has it, or zeros (released code)",
@@ -98,13 +102,15 @@ class Source:
     def version(self) -> str:
         """Names what is in the shards, wherever they lie."""
         facts = [self.index.version, self.index.split, *(shard.sha256 for shard in self.index.shards)]
+        facts += [str(self.index.nothing["sha256"])] if self.index.nothing else []
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
     @property
     def made_with(self) -> dict[str, str]:
-        """The codec and the conditions' encoders that the samples were packed with, by role."""
-        settings = self.index.settings
-        return {role: settings[role] for role in ("codec", "speech", "text", "identity") if role in settings}
+        """The codec and the conditions' encoders that the samples were packed with, by role; a separator's sha256."""
+        settings, weights = self.index.settings, self.index.weights
+        named = {role: settings[role] for role in ("codec", "speech", "text", "identity") if role in settings}
+        return named | {role: weights[role] for role in ("vocals",) if role in weights}
 
     def order(self) -> Order:
         return Order([len(shard.keys) for shard in self.index.shards], self.seed, self.config.shuffle)
@@ -137,18 +143,27 @@ class Source:
 
     def line(self) -> str:
         """What there is, for people."""
-        index, models = self.index, ", ".join(self.made_with.values())
+        index = self.index
+        models = [model if role != "vocals" else "a separator of voices" for role, model in self.made_with.items()]
         return (
             f"{index.place}: {len(index):,} samples of {index.split} in {len(index.shards)} shards, "
-            f"{index.bytes / 1e9:.3f} GB, made with {models}"
+            f"{index.bytes / 1e9:.3f} GB, made with {', '.join(models)}"
         )
 
     def remarks(self) -> list[str]:
         """What whoever trains on them should know."""
-        margin, said = Layout.of(self.index).margin, []
-        if self.network.compat == "hallo3" and self.network.condition_channels:
+        margin, said = Layout.of(self.index).margin, list[str]()
+        if fills(self.index, self.network) and self.prepare.masks_text:
+            said.append(f"{NOTHING} is shorter than the texts, which fill their room: attention is masked for its sake")
+        if as_released(self.network) and not self.prepare.as_released:
             said.append(
-                "compat=hallo3 is sampled with reference and motion frames encoded as one clip; these are encoded alone"
+                "compat=hallo3 is sampled with the picture and the window's first frames encoded as one clip; stored "
+                "are the frames before it, each encoded alone: data.latents=encode trains on what sampling gives"
+            )
+        if self.prepare.as_released and self.config.mask_motion != motion.RELEASED_MASK:
+            said.append(
+                f"compat=hallo3 is sampled with {motion.RELEASED_MASK:g} of the motion's pixels put out; trained with "
+                f"data.mask_motion={self.config.mask_motion:g}"
             )
         if self.network.has_audio and margin < self.network.audio.window:
             said.append(
@@ -170,7 +185,10 @@ def _nothing(config: DataConfig, index: Index, network: ModelConfig) -> torch.Te
     """What stands for a dropped text, float32 [S, D]; None: zeros, or that none is dropped."""
     if config.nothing == "zeros" or not config.drop_text:
         return None
-    content = shards.beside(index, NOTHING)
+    content, packed = shards.beside(index, NOTHING), index.nothing.get("sha256")
+    if packed and (content is None or hashlib.sha256(content).hexdigest() != packed):
+        wrong = "is not there" if content is None else "is not as it was packed"
+        raise DataError(f"{index.place}/{NOTHING} {wrong}; copy it again, or data.nothing=zeros")
     if content is not None:
         try:
             found = torch.from_numpy(array(memoryview(bytearray(content)))).float()

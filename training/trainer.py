@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from torch.distributed.fsdp import FSDPModule
 
 from model.config import ModelConfig
 from model.portrait import Portrait
@@ -109,16 +108,17 @@ def prepared(config: TrainConfig, network: ModelConfig, what: Trained, world: Wo
     for line in (samples.line(), *samples.remarks(), *what.lines()):
         say(line)
     objective = Objective(config.objective, network, config.batch, what.audio, config.parallel.compute)
-    portrait = parallel.build(network, config.parallel, world, what.names, config.seed, config.lora)
-    if config.lora.rank:
-        count = sum(one.numel() for one in parallel.trainable(portrait).values())
-        say(f"trained instead of these: adapters of rank {config.lora.rank}, {count / 1e6:.3f} M parameters")
     keeper = Keeper(config.folder / CHECKPOINTS, config.state, world)
     newest = keeper.latest()
     if newest is not None and not config.resume:
         raise TrainError(f"{config.folder} holds a run of {newest} steps: name another output=…, or resume=true")
+    drawn = config.seed if newest is None and not config.initial else None
+    portrait = parallel.build(network, config.parallel, world, what.names, drawn, config.lora)
+    if config.lora.rank:
+        count = sum(one.numel() for one in parallel.trainable(portrait).values())
+        say(f"trained instead of these: adapters of rank {config.lora.rank}, {count / 1e6:.3f} M parameters")
     if newest is None and config.initial:
-        loaded = parallel.load(portrait, config.initial, config.fresh)
+        loaded = parallel.load(portrait, config.initial, config.fresh, config.seed)
         say(f"starts from {config.initial}" + (f"; made new: {len(loaded.fresh)} tensors" if loaded.fresh else ""))
     optimizer = optimizer_of(portrait, config)
     ema = Ema(portrait, config.state.ema) if config.state.ema else None
@@ -210,8 +210,7 @@ def step(run: Run, batch: Batch, first: bool) -> tuple[torch.Tensor, float]:
     pieces = list(zip(batch.split(size), given.split(size), strict=True))
     parts = []
     for number, (part, part_given) in enumerate(pieces, 1):
-        if isinstance(portrait, FSDPModule):  # gradients go to the other ranks once, when they are complete
-            portrait.set_requires_gradient_sync(number == len(pieces))
+        parallel.accumulate(portrait, last=number == len(pieces))
         losses_B = run.objective.losses(portrait, part, part_given)
         (losses_B.sum() / config.batch).backward()  # ranks add up their gradients
         parts.append(losses_B.detach())

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from curation.captions import Captioner, Captions
-from curation.config import PackConfig
+from curation.config import LATENTS, PackConfig
 from curation.measures import picture
 from curation.plan import Window, picked
 from curation.shards import npy
@@ -42,8 +42,6 @@ STEP = RATE // FPS
 """Samples of sound a frame."""
 BLEND = 2
 """Lines inside a black bar's edge that it is blended into."""
-LATENTS = {"latent", "motion", "reference"}
-"""Members that the codec makes."""
 
 
 class PackError(Exception):
@@ -195,8 +193,13 @@ class Pack:
         if self.vocals is not None:
             start = _span(clip).start
             span = media.Span(start, start + Fraction(frames, FPS))
-            sound_N = self.vocals(media.audio(source, span, VOCALS_RATE))
+            sound_N = self.vocals(media.audio(source, span, VOCALS_RATE, layout="stereo"))
         return self.speech.frames(sound_N, frames)
+
+    def nothing(self) -> bytes:
+        """The vectors of the empty caption, as `text.npy` would hold them."""
+        assert self.text is not None
+        return npy(_finite(self.text.encode(""), "text"))
 
     def references(self, clip: Clip, subject: Subject) -> list[int]:
         """Frames of the clip that show the face, drawn by the seed and the clip's id."""

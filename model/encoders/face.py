@@ -119,7 +119,11 @@ class InsightFace:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._network = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        options.log_severity_level = 4  # its errors are raised
+        try:
+            self._network = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class for each of its reasons, and no common one
+            raise ValueError(f"{file}: no network that onnxruntime can run: {str(error).splitlines()[0]}") from error
         (picture, *more), (vector, *_) = self._network.get_inputs(), self._network.get_outputs()
         if more or picture.shape[1:] != [3, self.SIDE, self.SIDE] or len(vector.shape) != 2:
             raise ValueError(f"{file} is no ArcFace network: it makes {vector.shape} of {picture.shape}")

@@ -1,7 +1,8 @@
 """A prompt as vectors, one a token: T5 (Raffel et al. 2020), as CogVideoX reads it, or the small MiniLM.
 
 MiniLM (all-MiniLM-L6-v2, 384 numbers a token) comes out of a registry package and needs no account; the states are
-those before pooling. T5's encoder (T5-v1.1-XXL, 4096 numbers) comes from a folder or the hub.
+those before pooling. T5's encoder (T5-v1.1-XXL, 4096 numbers) comes from a folder or the hub; it fills every prompt up
+to 226 tokens. A network with room for fewer is given the first vectors of them, in training as in sampling.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ import numpy as np
 import torch
 
 from model import pretrained, weights
-from model.encoders.tokens import Vocabulary
+from model.encoders.tokens import LENGTH, Vocabulary
 
 PUBLISHED = "THUDM/CogVideoX-5b-I2V"
-LENGTH = 226
-"""The most tokens of a prompt, its end mark among them: CogVideoX's."""
 NAMES = ("minilm", "t5")
 
 
 class TextEncoder(Protocol):
-    """Turns a prompt into vectors. dim: numbers a token. length: the most tokens; what a prompt has more is cut off."""
+    """Turns a prompt into vectors.
+
+    dim: numbers a token. length: the most tokens; what a prompt has more is cut off. vocabulary: makes the tokens.
+    """
 
     name: str
     dim: int
     length: int
+    vocabulary: Vocabulary
 
     def encode(self, prompt: str) -> np.ndarray:
-        """A vector for each token: float32 [tokens, dim], not padded; an empty prompt has its marks alone."""
+        """The prompt's vectors, float32 [S, dim]: the denoiser is to attend to every one of them."""
         ...
 
 
@@ -75,22 +78,15 @@ class T5:
         self.dim: int = self.network.config.d_model
         self.pad: int = self.network.config.pad_token_id
 
+    @torch.no_grad()
     def encode(self, prompt: str) -> np.ndarray:
-        """A vector for each token and for the end mark: float32 [tokens, dim]; tokens see each other and no padding."""
-        return self._states(self.vocabulary(prompt))
-
-    def padded(self, prompt: str, length: int = LENGTH) -> np.ndarray:
-        """As CogVideoX reads a prompt: float32 [length, dim].
+        """As CogVideoX reads a prompt: float32 [226, dim], whatever the prompt.
 
         It fills the prompt up with the padding token and gives T5 no mask. So the padding has vectors, too, which the
-        denoiser attends to, and those of the prompt have seen it: they are not the ones of `encode`.
+        denoiser attends to, and those of the prompt have seen it.
         """
-        ids = self.vocabulary(prompt)[:length]
-        return self._states(ids + [self.pad] * (length - len(ids)))
-
-    @torch.no_grad()
-    def _states(self, ids: list[int]) -> np.ndarray:
-        tokens_1S = torch.tensor([ids], device=self.network.device)
+        ids = self.vocabulary(prompt)
+        tokens_1S = torch.tensor([ids + [self.pad] * (self.length - len(ids))], device=self.network.device)
         return self.network(input_ids=tokens_1S).last_hidden_state[0].float().cpu().numpy()
 
 
@@ -128,6 +124,6 @@ class MiniLM:
 
     @torch.no_grad()
     def encode(self, prompt: str) -> np.ndarray:
-        """A vector for each token and for the marks at both ends: float32 [tokens, 384], before pooling."""
+        """A vector for each token and for the marks at both ends: float32 [tokens, 384], before pooling; not padded."""
         tokens_1S = torch.tensor([self.vocabulary(prompt)], device=self.network.device)
         return self.network(input_ids=tokens_1S).last_hidden_state[0].float().cpu().numpy()

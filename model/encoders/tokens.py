@@ -17,6 +17,8 @@ from model.protobuf import values
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+LENGTH = 226
+"""The most tokens of a prompt, its end mark among them: CogVideoX's."""
 _UNIGRAM = 1
 _UNKNOWN = 2
 _END = "</s>"
@@ -51,6 +53,12 @@ class Vocabulary:
 
     def __call__(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt).ids
+
+    def count(self, prompt: str) -> int:
+        """How many tokens the prompt has before it is cut, the marks at its ends included."""
+        first = self.tokenizer.encode(prompt)
+        parts = [first, *first.overflowing]  # each of them has the marks
+        return sum(len(part.ids) - sum(part.special_tokens_mask) for part in parts) + sum(first.special_tokens_mask)
 
 
 def sentencepiece(content: bytes) -> Tokenizer:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from scipy import signal
 
 from model.encoders.speech import RATE as SPEECH
 from model.encoders.speech import FormatError
@@ -76,7 +75,7 @@ class VocalSeparator:
         if not fft and known is None:
             raise FormatError(
                 f"{model}: not {', '.join(one.name for one in KNOWN.values())}; say how long its frames are "
-                "(mdx_n_fft_scale_set in Ultimate Vocal Remover's list of models; packing: vocals_fft=…)"
+                "(mdx_n_fft_scale_set in Ultimate Vocal Remover's list of models; vocals_fft=…)"
             )
         self.fft = fft or (known.fft if known else 0)
         self.gain = known.gain if known else 1.0
@@ -90,6 +89,8 @@ class VocalSeparator:
         sound_CN: float32 at 44.1 kHz, [2, N], or [N], which both sides then hear. Apart from a few numbers a sample,
         memory does not grow with the sound.
         """
+        from scipy import signal  # takes longer to import than all else here
+
         sound_CN = np.broadcast_to(sound_CN, (2, sound_CN.shape[-1]))
         count = sound_CN.shape[1]
         if not count:

@@ -5,8 +5,9 @@
                                     size=90
 
 Without settings: what a CPU does in minutes (width 384, two and six layers, 5 latent frames of 30 × 44). Everything is
-timed in one run, ours and theirs by turns, and the median counts: seconds of the clock on CUDA; on a CPU seconds of CPU
-time, because others may share it. Memory is the most that was held beyond the weights, as the allocator counts it.
+timed in one run, on the same parameters, ours and theirs by turns, and the median counts: seconds of the clock on CUDA;
+on a CPU seconds of CPU time, because others may share it. Memory is the most that was held beyond the weights, as the
+allocator counts it.
 """
 
 from __future__ import annotations
@@ -83,12 +84,15 @@ def compare_training(config: Config, model: ModelConfig) -> None:
     """Forward and backward of a slice of the backbone: ours and diffusers', on the same weights."""
     dtype = getattr(torch, config.dtype)
     bare = model.backbone()
-    ours = Denoiser(bare)
-    theirs = CogVideoXTransformer3DModel(
-        **{key: value for key, value in published_of(bare).items() if not key.startswith("_")}
-    )
-    theirs.load_state_dict(ours.state_dict())
-    networks: list[nn.Module] = [ours.to(config.device, dtype), theirs.to(config.device, dtype)]
+    with torch.device(config.device):
+        ours = Denoiser(bare).to(dtype)
+    with torch.device("meta"):
+        theirs = CogVideoXTransformer3DModel(
+            **{key: value for key, value in published_of(bare).items() if not key.startswith("_")}
+        )
+    # The same parameters, not copies of them: twelve layers of full width with their gradients are 13 GB in float32.
+    theirs.load_state_dict(ours.state_dict(keep_vars=True), assign=True)
+    networks: list[nn.Module] = [ours, theirs]
     x = torch.randn(1, config.frames, 32, config.height, config.size, device=config.device, dtype=dtype)
     text = torch.randn(1, config.text, model.text_dim, device=config.device, dtype=dtype)
     at = torch.tensor([500], device=config.device)

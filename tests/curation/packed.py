@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from curation import pipeline, steps
 from curation.backends.tracks import Tracker
@@ -21,6 +22,7 @@ from curation.isolation import Fault, Outcome, SetupError, made
 from curation.pack_job import planned_job
 from curation.packing import Outcome as Packed
 from curation.packing import assembled, run
+from curation.place import Place
 from manifests import selection
 from manifests.recipe import Recipe
 from manifests.schema import Clip, Track, Video, short_hash
@@ -100,6 +102,30 @@ class Bare:
 def pack(output: Path | str, place: Path | str, **asked: Any) -> Packed:
     """Pack the selection `all`, small, without Ray."""
     return run(planned_job(config(output, place, **asked)), Here())
+
+
+class Killed(BaseException):
+    """No error of a clip: the end."""
+
+
+def stopped(output: Path, place: Path, number: int, **asked: Any) -> bool:
+    """Pack until the file of that number is to be written; whether that came before the job's own end."""
+    written, left = Place._written, number
+
+    def counting(self: Place, *rest: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        return written(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "_written", counting)
+        try:
+            pack(output, place, **asked)
+        except Killed:
+            return True
+    return False
 
 
 def config(output: Path | str, place: Path | str, **asked: Any) -> PackConfig:

@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -34,7 +33,7 @@ from manifests.schema import Clip, Track
 from manifests.store import ManifestStore
 from model import weights
 from tests.curation import jobs
-from tests.curation.packed import SMALL, Here, config, curated, facts, files, pack, samples, select
+from tests.curation.packed import SMALL, Here, config, curated, facts, files, pack, samples, select, stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 BARE = {"contents": ["latent", "mask"]}
@@ -186,30 +185,6 @@ def test_a_folder_of_other_shards_is_left_alone(output, undisturbed, tmp_path):
     with pytest.raises(ShardError, match=r"holds a\.tar, which this job did not make"):
         pack(output, tmp_path / "mine", **BARE)
     assert files(place) == files(undisturbed)
-
-
-class Killed(BaseException):
-    """No error of a clip: the end."""
-
-
-def stopped(output: Path, place: Path, number: int, **asked: Any) -> bool:
-    """Pack until the file of that number is to be written; whether that came before the job's own end."""
-    written, left = Place._written, number
-
-    def counting(self: Place, *rest: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise Killed
-        return written(self, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Place, "_written", counting)
-        try:
-            pack(output, place, **asked)
-        except Killed:
-            return True
-    return False
 
 
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.soak)])

@@ -68,6 +68,20 @@ def test_the_index_says_where_each_sample_lies_and_what_it_is_made_of(tmp_path):
     assert not (tmp_path / STAGING).exists()
 
 
+def test_the_index_counts_what_is_enlarged_and_what_lies_between_black_sides(tmp_path):
+    place = Place(str(tmp_path))
+    crops = [{"upscaled": True, "padded": 0.0}, {"upscaled": False, "padded": 0.33}, {"upscaled": True, "padded": 0.1}]
+    for window, crop in zip(WINDOWS, crops, strict=True):
+        content = {"json": json.dumps({"crop": crop}).encode(), "latent.npy": npy(np.zeros(3))}
+        place.publish(staged(SHARD.name, window.key), archived(window.key, content))
+    written = assemble(place, SHARD, set())
+    assert shards.finished(place) == {SHARD.name: written}
+    shards.write_index(place, {}, [written])
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert (index["upscaled"], index["padded"]) == (2, 2)
+    assert shards.finished(place) == {SHARD.name: written}, "and counts again when a run goes on from the index"
+
+
 def test_a_failed_clip_leaves_a_gap_and_moves_nothing_else(tmp_path):
     place = Place(str(tmp_path))
     stage(place, WINDOWS[::2])

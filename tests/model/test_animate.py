@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -17,18 +18,23 @@ import numpy as np
 import pytest
 import torch
 
-from model import animation, checkpoint, media, weights
+from model import animation, checkpoint, media, sampling, weights
 from model.animation_job import AnimateConfig, AnimateError, prepare
 from model.checkpoint import CheckpointError
 from model.config import preset
 from model.encoders import speech, text
 from model.encoders.face import DlibFace
+from model.encoders.speech import FormatError
+from model.encoders.vocals import VocalSeparator
+from model.inputs import InputError
 from model.portrait import Portrait
 from model.settings import SettingsError
 from tests.conftest import ROOT
-from tests.model.handed_in import man, saved, spoken
+from tests.model.handed_in import close, man, saved, spoken
 from tests.model.networks import shaken
+from tests.model.separators import LEFT, NEITHER, scaled
 from tests.model.test_cogvideox import write as write_vae
+from tests.model.test_text import write_t5
 
 SMALL = {"width": 144, "height": 96, "clip_frames": 9, "steps": 2}
 torch.set_num_threads(1)
@@ -217,6 +223,97 @@ def test_a_prompt_that_is_too_long_is_cut_off_and_that_is_said(given: dict[str, 
     assert len(text_SD) == job.models.network.text_length == 64
     assert len(negative_SD) == 2  # its marks alone
     assert "tokens: the network reads 64" in said[0]
+
+
+@pytest.mark.parametrize("room", [226, 40])
+def test_t5_s_vectors_are_those_that_packing_stores_cut_to_the_network_s_room(
+    given: dict[str, str], tmp_path: Path, room: int
+) -> None:
+    source, prompt = str(write_t5(tmp_path / "t5")), "He stands, and looks to the left."
+    job = prepare(config(given, tmp_path / "x.mp4", prompt=prompt, text_source=source))
+    encoder = text.load("t5", source)
+    said: list[str] = []
+    for compat in ("", "hallo3"):
+        network = preset("tiny", text_dim=24, text_length=room, compat=compat)
+        job = dataclasses.replace(job, models=dataclasses.replace(job.models, network=network, text="t5"))
+        texts = animation._texts(job, said.append)
+        for text_SD, words in zip(texts, (prompt, ""), strict=True):
+            assert np.array_equal(text_SD.numpy(), encoder.encode(words)[:room])
+        assert sampling.padded(texts)[1] is None, "nothing to mask"
+    assert said == []
+    long = dataclasses.replace(job.config, prompt=prompt * 40)
+    animation._texts(dataclasses.replace(job, config=long), said.append)
+    (line,) = said
+    assert line.startswith(f"a prompt of {encoder.vocabulary.count(long.prompt)} tokens: the network reads {room},")
+
+
+FFT = 7680
+
+
+def test_a_network_trained_on_separated_voices_asks_for_the_separator(given: dict[str, str], tmp_path: Path) -> None:
+    separator, other = scaled(tmp_path / "separator.onnx"), scaled(tmp_path / "other.onnx", LEFT)
+    digest = hashlib.sha256(separator.read_bytes()).hexdigest()
+    folder = tmp_path / "final"
+    checkpoint.save(Portrait(preset("tiny")), folder, note={"step": 7, "vocals": digest})
+
+    def remarks(**changes: Any) -> str:
+        job = prepare(config(given, tmp_path / "x.mp4", checkpoint=str(folder), vocals_fft=FFT, **changes))
+        return " ".join(line for line in job.remarks if "network" in line)
+
+    with pytest.raises(AnimateError, match=rf"a separator had taken out .*\({digest}\): vocals=… names.*vocals=none"):
+        remarks()
+    assert remarks(vocals=str(separator)) == ""
+    assert "another separator than the one that the network was trained with" in remarks(vocals=str(other))
+    assert "was trained on voices alone" in remarks(vocals="none")
+    with pytest.raises(FormatError, match=r"missing\.onnx: no such file"):
+        remarks(vocals=str(tmp_path / "missing.onnx"))
+    deaf = tmp_path / "deaf"
+    checkpoint.save(Portrait(preset("tiny", **{"audio.injection": "none"})), deaf, note={"vocals": digest})
+    assert prepare(config(given, tmp_path / "x.mp4", checkpoint=str(deaf))).models.vocals == ""
+
+
+def test_with_a_separator_the_network_hears_the_voice_alone_and_the_video_keeps_its_sound(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    """Speech on the left, noise on the right, and a separator that leaves the left."""
+    said_N = media.audio(given["audio"])
+    noise_N = np.random.default_rng(0).normal(0, 0.05, len(said_N)).astype(np.float32)
+    both = {**given, "audio": str(spoken(tmp_path / "both.wav", np.stack([said_N, noise_N], axis=1)))}
+    left = scaled(tmp_path / "left.onnx", LEFT)
+    job = prepare(config(both, tmp_path / "x.mp4", vocals=str(left), vocals_fft=FFT))
+    states_TNC = animation._states(job)
+    assert states_TNC is not None
+    encoder = speech.load("whisper")
+    voice_N = VocalSeparator(left, FFT)(media.audio(both["audio"], rate=44_100, layout="stereo"))
+    assert np.array_equal(states_TNC.numpy(), encoder.frames(voice_N, job.plan.heard))
+    alone_TNC = encoder.frames(said_N / 2, job.plan.heard)
+
+    def apart(found_TNC: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((found_TNC - alone_TNC) ** 2)) / alone_TNC.std())
+
+    mixed_TNC = encoder.frames(job.sound.heard_N, job.plan.heard)
+    assert apart(states_TNC.numpy()) < 0.15 < 0.5 < apart(mixed_TNC)
+    assert np.array_equal(job.sound.played_N, media.audio(both["audio"], rate=48_000)[: len(job.sound.played_N)])
+    assert animation._record(job)["sha256"]["vocals"] == hashlib.sha256(left.read_bytes()).hexdigest()
+
+
+def test_a_sound_without_a_voice_is_refused_before_the_network_is_loaded(given: dict[str, str], tmp_path: Path) -> None:
+    nobody = scaled(tmp_path / "nobody.onnx", NEITHER)
+    job = prepare(config(given, tmp_path / "x.mp4", vocals=str(nobody), vocals_fft=FFT))
+    with pytest.raises(InputError, match=r"speech\.wav: the separator hears no voice in it; vocals=none"):
+        animation.frames(job)
+
+
+def test_a_close_square_is_animated_between_black_sides_as_it_would_be_packed(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    square = {**given, "image": str(saved(close(), tmp_path))}
+    job = prepare(config(square, tmp_path / "x.mp4"))
+    side, record = len(close()), animation._record(job)["picture"]
+    assert record["padded"] == pytest.approx(1 / 3, abs=0.06) and record["shown"] == [0, 0, side, side]
+    assert any("of the width is black" in line for line in job.remarks)
+    with pytest.raises(InputError, match="pad=true"):
+        prepare(config(square, tmp_path / "x.mp4", pad=False))
 
 
 def test_settings_that_do_not_go_together_are_refused_with_what_to_do(given: dict[str, str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from model import inputs, media, weights
 from model.crop import CropError, head_crop
 from model.inputs import InputError
 from tests.faces import finder
-from tests.model.handed_in import man, saved, spoken, tone
+from tests.model.handed_in import close, man, saved, spoken, tone
 
 MADE = (144, 96)
 
@@ -86,6 +86,45 @@ def test_a_small_face_is_remarked_upon(tmp_path: Path) -> None:
     wide = np.full((960, 1440, 3), 128, np.uint8)
     wide[400:640, 500:820] = cv2.resize(man(), (320, 240), interpolation=cv2.INTER_AREA)
     assert "a closer picture" in " ".join(inputs.picture(saved(wide, tmp_path), finder(), (720, 480)).remarks())
+
+
+def test_a_square_that_a_face_fills_is_shown_whole_between_black_sides_where_that_is_allowed(tmp_path: Path) -> None:
+    image_HW3 = close()
+    side = len(image_HW3)
+    path = saved(image_HW3, tmp_path)
+    with pytest.raises(InputError, match=rf"{side}x{side} has no room for a 144:96 part .*, or pad=true$"):
+        inputs.picture(path, finder(), MADE)
+    taken = inputs.picture(path, finder(), MADE, pad=True)
+    left, _, right, _ = (round(edge) for edge in taken.box.shown)
+    assert taken.shown_HW3.shape == (96, 144, 3)
+    assert not taken.shown_HW3[:, : left - 1].any() and not taken.shown_HW3[:, right + 1 :].any()
+    assert taken.shown_HW3[:, left + 1 : right - 1].mean() > 40
+    assert taken.box.padded == pytest.approx(1 / 3, abs=0.06) == 1 - (right - left) / 144
+    (said,) = [line for line in taken.remarks() if "black" in line]
+    assert f"{taken.box.padded:.0%} of the width is black" in said and "pad=false refuses" in said
+
+
+def test_a_picture_is_framed_as_packing_frames_a_clip_of_it(tmp_path: Path) -> None:
+    (face,) = (face.scaled(640, 480) for face in finder()(man()))
+    boxes_T4 = np.array([[face.left, face.top, face.right, face.bottom]])
+    path = saved(man(), tmp_path)
+    for made, upscale in ((MADE, False), ((720, 480), False), ((720, 480), True)):
+        taken = inputs.picture(path, finder(), made, upscale=upscale, pad=True)
+        assert taken.box == head_crop(boxes_T4, 640, 480, made, upscale=upscale, pad=True)
+    assert taken.box.padded == 0 and taken.box.scale > 1, "enlarged rather than padded, where both are allowed"
+
+
+def test_a_picture_that_cannot_be_shown_is_refused_with_all_that_would_help(tmp_path: Path) -> None:
+    def refused(match: str, image_HW3: np.ndarray, made: tuple[int, int], **allowed: bool) -> None:
+        with pytest.raises(InputError, match=match):
+            inputs.picture(saved(image_HW3, tmp_path), finder(), made, **allowed)
+
+    refused("take a larger picture, or upscale=true, or pad=true$", man(), (720, 480))
+    refused("take a larger picture, or upscale=true$", man(), (1080, 720), pad=True)
+    refused("take a larger picture, or upscale=true$", man(), (1080, 720))
+    refused("take a wider picture, or pad=true$", close(), (720, 480), upscale=True)
+    refused("take a wider picture, or upscale=true$", close(), (720, 480), pad=True)
+    refused("take a wider picture, or upscale=true pad=true$", close(), (720, 480))
 
 
 @pytest.mark.parametrize("kind", ["grey", "transparent", "jpeg"])

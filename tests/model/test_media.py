@@ -448,12 +448,29 @@ def test_channels_are_averaged(tmp_path: Path):
     np.testing.assert_allclose(heard[1600:], 0.4, atol=1e-6)
 
 
+def test_two_channels_are_kept_apart_on_request_and_a_single_one_is_heard_on_both(tmp_path: Path):
+    random = np.random.default_rng(0)
+    left, right = random.uniform(-0.5, 0.5, (2, 1600)).astype(np.float32)
+    stereo = packets_of_sound(tmp_path / "stereo.mkv", [(0, np.stack([left, right], axis=1).ravel())], "stereo")
+    mono = packets_of_sound(tmp_path / "mono.mkv", [(0, left)])
+    np.testing.assert_allclose(media.audio(stereo, layout="stereo"), [left, right], atol=1e-6)
+    np.testing.assert_allclose(media.audio(mono, layout="stereo"), [left, left], atol=1e-6)
+    np.testing.assert_allclose(media.audio(stereo), (left + right) / 2, atol=1e-6)
+    span = Span(Fraction(1, 20), Fraction(1, 5))
+    np.testing.assert_allclose(
+        media.audio(stereo, span, layout="stereo")[:, :800], [left[800:], right[800:]], atol=1e-6
+    )
+    assert media.audio(stereo, span, layout="stereo").shape == (2, 2400)
+    assert not media.audio(stereo, span, layout="stereo")[:, 800:].any()
+
+
 def test_a_film_without_sound_is_silent(film):
     path, _ = film("vfr.mp4")
     assert media.probe(path).audio is None
     heard = media.audio(path, Span(Fraction(1), Fraction(2)))
     assert heard.shape == (16000,) and heard.dtype == np.float32 and not heard.any()
     assert media.audio(path).shape == (0,)
+    assert media.audio(path, layout="stereo").shape == (2, 0)
 
 
 def test_sound_is_bounded_whatever_the_times_claim(tmp_path: Path, film):

@@ -1,4 +1,4 @@
-"""Prompts as vectors: the pieces that SentencePiece finds, the library's own numbers, no padding unless asked for."""
+"""Prompts as vectors: the pieces that SentencePiece finds, the library's own numbers, as the denoiser reads them."""
 
 from __future__ import annotations
 
@@ -66,22 +66,22 @@ def by_hand(folder: Path, ids: list[int]) -> np.ndarray:
     return network(input_ids=torch.tensor([ids]))[0][0].numpy()
 
 
-def test_a_prompt_has_a_vector_for_each_token_and_its_end(t5, folder) -> None:
+def test_t5_reads_a_prompt_as_cogvideox_does_filled_up_and_without_a_mask(t5, folder) -> None:
     ids = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")).encode(TALK).ids
     found = t5.encode(TALK)
     assert (t5.name, t5.dim, t5.length) == ("t5", 24, 226)
-    assert found.shape == (len(ids), 24)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, by_hand(folder, ids), atol=1e-6)
-
-
-def test_padded_it_is_what_cogvideox_reads_padding_seen_by_all(t5, folder) -> None:
-    ids = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")).encode(TALK).ids
-    found = t5.padded(TALK)
-    assert found.shape == (226, 24)
+    assert found.shape == (226, 24) and found.dtype == np.float32
     np.testing.assert_allclose(found, by_hand(folder, ids + [0] * (226 - len(ids))), atol=1e-6)
-    assert np.abs(found[: len(ids)] - t5.encode(TALK)).max() > 1e-3
-    assert t5.padded(TALK, 40).shape == (40, 24)
+    assert np.abs(found[: len(ids)] - by_hand(folder, ids)).max() > 1e-3, "its tokens have seen the padding"
+
+
+def test_tokens_are_counted_before_a_prompt_is_cut(t5, minilm) -> None:
+    for encoder, marks in ((t5, 1), (minilm, 2)):
+        assert encoder.vocabulary.count("") == marks
+        short = encoder.vocabulary.count(TALK)
+        assert short == len(encoder.vocabulary(TALK)) < 226
+        assert encoder.vocabulary.count(" ".join([TALK] * 40)) == 40 * (short - marks) + marks
+        assert len(encoder.vocabulary(" ".join([TALK] * 40))) == 226
 
 
 @pytest.mark.parametrize("name", ["t5", "minilm"])
@@ -92,11 +92,9 @@ def test_a_long_prompt_is_cut_to_what_cogvideox_takes_and_keeps_its_end_mark(req
     assert ids[-1] == encoder.vocabulary("")[-1]
 
 
-@pytest.mark.parametrize(("name", "marks"), [("t5", 1), ("minilm", 2)])
-def test_an_empty_prompt_has_its_marks_alone(request, name, marks) -> None:
-    encoder = request.getfixturevalue(name)
-    assert encoder.encode("").shape == (marks, encoder.dim)
-    assert np.isfinite(encoder.encode("")).all()
+def test_an_empty_prompt_has_its_marks_alone_and_of_t5_is_filled_up(t5, minilm, folder) -> None:
+    assert minilm.encode("").shape == (2, 384)
+    np.testing.assert_allclose(t5.encode(""), by_hand(folder, [1] + [0] * 225), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5", "minilm"])

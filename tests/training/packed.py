@@ -50,6 +50,7 @@ def made(
     margin: int = 0,
     faces: int = 0,
     tokens: int = 4,
+    filled: int = 0,
     nothing: bool = True,
     seed: int = 0,
     spoilt: Mapping[str, Mapping[str, bytes | None]] | None = None,
@@ -58,9 +59,10 @@ def made(
 
     windows: samples of a clip; keys are `clip000-000000`, `clip000-000049` …. validation: samples of a split
     `validation` beside them, of clips of their own. latent_frames, margin: 0 as the network has them. faces: embeddings
-    of a sample (0: one, alone). tokens: of the shortest text; texts differ in length. nothing: write the empty
-    caption's embedding, `nothing.npy`. spoilt: for some keys, members with other content (None: left out). contents may
-    have `video`: real mp4 files, which take a moment each.
+    of a sample (0: one, alone). tokens: of the shortest text; texts differ in length. filled: all texts have so many
+    tokens, and so has that of nothing. nothing: write the empty caption's embedding, `nothing.npy`. spoilt: for some
+    keys, members with other content (None: left out). contents may have `video`: real mp4 files, which take a moment
+    each.
     """
     sizes = preset(network) if isinstance(network, str) else network
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,9 @@ def made(
         for first in range(0, count, per_shard):
             shard = Shard(f"{part}-{first // per_shard:06d}", part, tuple(keys[first : first + per_shard]))
             for window in shard.windows:
-                arrays = sample(sizes, window.key, frames, motion_frames, references, margin, faces, tokens, seed)
+                arrays = sample(
+                    sizes, window.key, frames, motion_frames, references, margin, faces, tokens, seed, filled=filled
+                )
                 if latent is not None:
                     arrays["latent"] = latent(window.key, arrays["audio"], arrays["latent"]).astype(np.float16)
                 packed: dict[str, bytes | None] = {"json": _facts(window, frames_for(frames), motion_frames, margin)}
@@ -97,9 +101,11 @@ def made(
         "text": "minilm",
         "identity": "dlib",
     }
-    write_index(place, {"version": "made-up", "settings": settings, "failures": []}, written)
+    write_index(
+        place, {"version": "made-up", "settings": settings, "failures": []}, written, () if filled else ("text.npy",)
+    )
     if nothing:
-        Path(folder, "nothing.npy").write_bytes(npy(np.full((2, sizes.text_dim), 0.5, np.float16)))
+        Path(folder, "nothing.npy").write_bytes(npy(np.full((filled or 2, sizes.text_dim), 0.5, np.float16)))
     return str(folder)
 
 
@@ -113,6 +119,7 @@ def sample(
     faces: int = 0,
     tokens: int = 4,
     seed: int = 0,
+    filled: int = 0,
 ) -> dict[str, np.ndarray]:
     """The arrays of a sample; all but `mask` are noise. frames: latent frames."""
     random = np.random.default_rng([seed, *key.encode()])
@@ -132,7 +139,7 @@ def sample(
         "reference": noise(references, *picture),
         "face": noise(*((faces,) if faces else ()), network.face_dim, kind=np.float32),
         "audio": noise(frames_for(frames) + 2 * margin, network.audio.layers, network.audio.dim),
-        "text": noise(tokens + int(random.integers(3)), network.text_dim),
+        "text": noise(filled or tokens + int(random.integers(3)), network.text_dim),
         "mask": boxes_T24,
     }
 

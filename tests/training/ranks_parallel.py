@@ -28,7 +28,6 @@ def main(folder: Path) -> None:
         "copies": Run(parallel.join(copies), copies).steps(0, 3),
         "audio": Run(world, stage="audio").steps(0, 3),
         "loaded": loaded(world, folder),
-        "alone": alone(world),
         "half": half(world),
         "context": {name: shared(network) for name, network in networks().items()},
     }
@@ -74,26 +73,6 @@ def loaded(world: World, folder: Path) -> dict[str, Any]:
     fresh = parallel.load(faced.portrait, folder / "faceless", fresh=("*.face_*",)).fresh
     kept = all(torch.equal(before[name], local(faced.portrait.get_parameter(name))) for name in fresh)
     return {"output": output.flatten().tolist(), "fresh": len(fresh), "kept": kept}
-
-
-def alone(world: World) -> dict[str, Any]:
-    """Each rank uses the network by itself, and a part that FSDP2 does not gather for; then training goes on."""
-    run = Run(world)
-    given = inputs(run.network, batch=1 + world.rank)
-    first = run.steps(0, 1)
-    with torch.no_grad(), parallel.gathered(run.portrait):
-        keys = run.portrait.look(given.reference, given.text)
-        cached = None
-        for _ in range(1 + world.rank):
-            conditions = given.given(reference_BCHW=None, reference_keys=keys)
-            cached = run.portrait(given.noisy, given.timestep, given.text, **conditions)
-    with torch.no_grad():
-        same = run.portrait(given.noisy, given.timestep, given.text, **given.given())
-    held = sum(local(one).numel() for one in run.portrait.denoiser.transformer_blocks.parameters())
-    whole = sum(one.numel() for one in run.portrait.denoiser.transformer_blocks.parameters())
-    assert cached is not None
-    difference = float((cached - same).abs().max())
-    return {"difference": difference, "held": held / whole, "losses": first + run.steps(1, 3)}
 
 
 def half(world: World) -> dict[str, Any]:

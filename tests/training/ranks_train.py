@@ -1,16 +1,15 @@
 """Runs trainings for test_trainer.py: the cases of a JSON file, one after the other, each on as many forked ranks.
 
-Forking spares every rank the seconds that importing torch takes. Nothing is computed before it, so there are no threads
-to lose. What a rank said goes to `<case>.rank-R.log`, how the ranks ended and what they saw to `<case>.json`.
+What a rank said goes to `<case>.rank-R.log`, how the ranks ended and what they saw to `<case>.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # or every rank imports it again, which takes a second
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from model import settings
+from tests.training.worlds import forked
 from training import saved, trainer
 from training.config import TrainConfig
 from training.objective import Objective
@@ -35,46 +36,22 @@ def main(plan: Path) -> None:
 
 
 def run(case: dict[str, Any], folder: Path) -> None:
-    """One case. Keys: name, ranks, settings (as on a command line), and what happens (`Mishap`)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    began, children = time.monotonic(), []
-    for rank in range(case["ranks"]):
-        child = os.fork()
-        if not child:
-            status = 70
-            try:
-                status = work(case, folder, rank, port)
-            finally:
-                os._exit(status)
-        children.append(child)
-    statuses = [ended(child, began + SECONDS) for child in children]
+    """One case. Keys: name, ranks, settings (as on a command line), what happens (`mishap`), and `weigh`."""
+    began = time.monotonic()
+    statuses = forked(case["ranks"], lambda rank: work(case, folder, rank), SECONDS)
     found = {"statuses": statuses, "seconds": time.monotonic() - began}
     (folder / f"{case['name']}.json").write_text(json.dumps(found))
 
 
-def ended(child: int, deadline: float) -> int:
-    """How a rank ended: its exit status, less than 0 for a signal; one that does not end in time is ended."""
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGABRT)
-        time.sleep(0.01)
-
-
-def work(case: dict[str, Any], folder: Path, rank: int, port: int) -> int:
+def work(case: dict[str, Any], folder: Path, rank: int) -> int:
     """A rank: trains, and returns its exit status."""
     log = os.open(folder / f"{case['name']}.rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case["ranks"], "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     seen = folder / f"{case['name']}.seen-{rank}.jsonl"
     watch(seen)
+    if case.get("weigh"):
+        weigh(folder / f"{case['name']}.held-{rank}.jsonl")
     if case.get("rank", rank) == rank:
         mishap(case)
     try:
@@ -98,6 +75,27 @@ def watch(seen: Path) -> None:
         return made
 
     Objective.given = watched  # type: ignore[method-assign]
+
+
+def weigh(held: Path) -> None:
+    """Write down, as each piece of a step begins, the bytes of all tensors, and what replicas have added up so far."""
+    losses, all_reduce, sums = Objective.losses, dist.all_reduce, {"count": 0}
+
+    def counted(tensor: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        sums["count"] += tensor.dtype == torch.float32  # losses and lengths are added up in float64
+        return all_reduce(tensor, *rest, **named)
+
+    def weighed(self: Objective, portrait: Any, batch: Any, given: Any) -> torch.Tensor:
+        gc.collect()
+        alive = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and not isinstance(one, DTensor)]
+        storages = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in alive}
+        row = {"step": batch.step, "bytes": sum(storages.values()), "sums": sums["count"]}
+        with held.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        return losses(self, portrait, batch, given)
+
+    dist.all_reduce = counted
+    Objective.losses = weighed  # type: ignore[method-assign]
 
 
 def mishap(case: dict[str, Any]) -> None:

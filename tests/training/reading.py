@@ -49,7 +49,7 @@ def joined(parts: list[Batch]) -> Batch:
         found = [getattr(part, field.name) for part in parts]
         values[field.name] = (
             found[0]
-            if field.name == "step"
+            if field.name == "step" or found[0] is None
             else torch.cat(found)
             if isinstance(found[0], torch.Tensor)
             else sum(found, ())

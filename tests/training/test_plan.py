@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.portrait import Portrait, build
 from model.settings import SettingsError
 from tests.model.memory import most_held
 from tests.model.networks import small
+from tests.training import runs
 from tests.training.packed import made
 from training import cost, memory, plan, stages
 from training.config import NetworkConfig, TrainConfig
@@ -30,6 +32,7 @@ from training.shards import read_index
 from training.stages import Trained
 
 NETWORK = small(layers=3)
+SMALL = NetworkConfig("tiny", runs.changes(NETWORK))
 SHAPE = flops.Shape(3, 8, 12, text=10, batch=2)
 
 
@@ -199,17 +202,17 @@ def test_time_is_operations_over_what_is_assumed(full: tuple[TrainConfig, plan.P
 
 
 def test_what_cannot_fit_is_refused_with_a_reason(tmp_path: Path) -> None:
-    asked = config(tmp_path, observe={"device_gb": 0.05, "ranks": 1}, network=NetworkConfig("tiny", []))
+    asked = config(tmp_path, micro=8, observe={"device_gb": 0.004, "ranks": 1}, network=SMALL)
     found = planned(asked)
     (refusal,) = found.refusals
     assert f"a rank needs {size(sum(found.parts.values()))}, most of it for activations" in refusal
-    assert "of 50 MB" in refusal and "what makes it less: parallel.recompute=full" in refusal
+    assert "of 4 MB" in refusal and "what makes it less: micro=1, parallel.recompute=full" in refusal
 
 
 def test_a_plan_that_fits_is_shown_by_one_rank(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(tmp_path, stage="all", network=NetworkConfig("tiny", []), observe={"ranks": 2})
+    asked = config(tmp_path, stage="all", network=SMALL, observe={"ranks": 2})
     assert plan.show(asked) == 0
     assert "stage all: trains" in capsys.readouterr().out
     monkeypatch.setenv("RANK", "1")
@@ -219,7 +222,7 @@ def test_a_plan_that_fits_is_shown_by_one_rank(
 def test_a_plan_fails_where_shards_are_gone_or_ranks_do_not_divide(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = config(tmp_path, batch=9, network=NetworkConfig("tiny", []))
+    asked = config(tmp_path, batch=9, network=SMALL)
     next(Path(asked.data.shards).glob("*.tar")).unlink()
     assert plan.show(asked) == 1
     said = capsys.readouterr().err
@@ -231,9 +234,8 @@ def test_adapters_are_what_is_trained_where_they_are(tmp_path: Path) -> None:
     network = preset("tiny", layers=3, latent_height=12, latent_width=18)
     stage = stages.trained(network, "all")
     asked = settings(lora=LoraConfig(rank=4))
-    shape = cost.shape_of(network, stage, 1, 3)
-    few, whole = (plan.rank_memory(one, network, stage, 1, shape) for one in (asked, settings()))
     learnt = plan.with_adapters(network, stage, asked.lora)
+    few, whole = (plan.weights_memory(asked, each, 1) for each in (learnt, stage))
     assert few["optimizer"] == 8 * sum(learnt.sizes[name] for name in learnt.names) < 0.2 * whole["optimizer"]
     assert few["frozen parameters"] == 4 * sum(stage.sizes.values())
 
@@ -246,11 +248,31 @@ def test_a_device_that_is_not_here_is_to_be_described(tmp_path: Path) -> None:
         plan.show(asked)
 
 
-def test_pieces_of_a_step_wait_with_all_their_gradients() -> None:
-    network = preset("tiny", layers=3, latent_height=12, latent_width=18)
-    stage = stages.trained(network, "all")
+def test_a_further_piece_of_a_step_takes_a_rank_s_share_of_a_block_s_gradient_more() -> None:
+    stage = stages.trained(NETWORK, "all")
     asked = TrainConfig(output="run", data=DataConfig(shards="nowhere"))  # bfloat16: FSDP2, on one rank too
-    shape = cost.shape_of(network, stage, 1, 3)
-    once, twice = (plan.rank_memory(asked, network, stage, 2, shape, pieces) for pieces in (1, 2))
-    assert twice["gradients gathered"] == 4 * sum(stage.sizes[name] for name in stage.names)
-    assert 0 < once["gradients gathered"] < twice["gradients gathered"]
+    once, twice, often = (plan.weights_memory(asked, stage, 2, pieces) for pieces in (1, 2, 8))
+    blocks = Counter[str]()
+    for name in stage.names:
+        blocks[name.partition(".")[0] + name.partition("_blocks.")[2][:1]] += stage.sizes[name]
+    more = twice["gradients gathered"] - once["gradients gathered"]
+    assert 0 < more <= 4 * max(blocks.values()) / 2
+    assert more < 0.2 * once["gradients"]
+    assert often == twice
+    assert {name: size for name, size in twice.items() if name != "gradients gathered"} == {
+        name: size for name, size in once.items() if name != "gradients gathered"
+    }
+
+
+def test_a_mask_of_the_text_is_planned_where_texts_are_padded(tmp_path: Path) -> None:
+    room = NETWORK.text_length
+    said = {}
+    for filled in (0, room):
+        place = made(tmp_path / str(filled), samples=2, network=NETWORK, filled=filled)
+        found = plan.planned(settings(network=SMALL), read_index(place), 1, torch.device("cpu"))
+        said[filled] = found.lines[-1]
+    assert said[0].startswith(f"texts are padded to {room} tokens and masked")
+    assert said[room] == f"every text fills its {room} tokens: attention needs no mask"
+    with_mask = memory.inputs(NETWORK, SHAPE, torch.float32, masked=True)
+    assert with_mask["text_mask_BS"].shape == (2, 10)
+    assert memory.inputs(NETWORK, SHAPE, torch.float32).keys() == with_mask.keys() - {"text_mask_BS"}

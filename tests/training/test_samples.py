@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import itertools
+import json
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -13,15 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from model import codecs, media
+from curation.shards import npy
+from model import codecs, media, motion
 from model.codecs import frames_for
-from model.config import preset
-from model.sampling import signed
+from model.config import MotionConfig, preset
+from model.portrait import build
+from model.sampling import Subject, motion_condition, signed
 from model.settings import SettingsError
 from tests.model.networks import small
 from tests.training.packed import grey, made
 from tests.training.reading import NETWORK, QUIET, alter, config, first, joined, same, stored
+from training import draws
 from training.data import DataConfig, DataError, Source, loader, validation
+from training.samples import signed_video
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +115,58 @@ def test_without_a_file_for_it_nothing_is_the_empty_prompt_of_the_text_encoder(t
     with pytest.raises(DataError, match=r"what stands for a dropped text is not known: .* data.nothing=zeros"):
         Source(config(place), network)
     Source(config(place, drop_text=0.0), network), Source(config(place, nothing="zeros"), network)
+
+
+def test_texts_that_fill_their_room_have_no_mask_whatever_is_dropped(tmp_path):
+    room = NETWORK.text_length
+    for filled in (room, room + 3):  # what is longer is cut
+        place = made(tmp_path / str(filled), samples=4, network=NETWORK, filled=filled)
+        for asked in ({"drop_text": 0.0}, {"drop_text": 0.5}, {"drop_text": 1.0, "nothing": "zeros"}):
+            batches = first(4, place, **asked)
+            assert all(batch.text_mask_BS is None and batch.text_BSD.shape[1] == room for batch in batches)
+        source = Source(config(place), NETWORK)
+        whole = source.batch(source.keys)
+        assert whole.text_mask_BS is None and whole.to("cpu", torch.bfloat16).split(3)[1].text_mask_BS is None
+        text = stored(place, source.keys[1])["text.npy"][:room]
+        assert (whole.text_BSD[1].numpy() == text).all()
+
+
+def test_one_text_that_may_be_padded_gives_every_sample_of_a_run_a_mask(place, tmp_path):
+    room = NETWORK.text_length
+    short = made(tmp_path / "short", samples=4, network=NETWORK, filled=room - 1)  # all alike, and all too short
+    hollow = made(tmp_path / "hollow", samples=4, network=NETWORK, filled=room)
+    Path(hollow, "nothing.npy").write_bytes(Path(place, "nothing.npy").read_bytes())
+    for shards, real in ((short, room - 1), (hollow, room)):
+        batches = first(4, shards, drop_text=0.0) if shards == short else first(4, shards, drop_text=1e-9)
+        assert all((batch.text_mask_BS.sum(1) == real).all() for batch in batches)
+    assert "nothing.npy is shorter than the texts" in Source(config(hollow), NETWORK).remarks()[0]
+    assert not Source(config(hollow, drop_text=0.0), NETWORK).prepare.masks_text
+
+
+def test_a_text_that_is_not_as_long_as_the_index_says_is_a_broken_sample(tmp_path):
+    room = NETWORK.text_length
+    short = npy(np.zeros((room - 1, NETWORK.text_dim), np.float16))
+    place = made(tmp_path, samples=4, network=NETWORK, filled=room, spoilt={"clip001-000000": {"text.npy": short}})
+    samples = loader(config(place), NETWORK, 0, batch=4)
+    assert next(iter(samples)).text_mask_BS is None
+    assert "text.npy is [9, 24]" in samples.skipped["clip001-000000"]
+
+
+def test_what_stands_for_nothing_is_what_was_packed(tmp_path):
+    place = made(tmp_path, samples=2, network=NETWORK)
+    content = Path(place, "nothing.npy").read_bytes()
+    facts = {"file": "nothing.npy", "sha256": hashlib.sha256(content).hexdigest()}
+    alter(place, '"version"', f'"nothing": {json.dumps(facts)},\n"version"')
+    before = Source(config(place), NETWORK).version
+    Path(place, "nothing.npy").write_bytes(content[:-2] + b"\0\0")
+    with pytest.raises(DataError, match=r"nothing\.npy is not as it was packed; copy it again"):
+        Source(config(place), NETWORK)
+    Path(place, "nothing.npy").unlink()
+    with pytest.raises(DataError, match=r"nothing\.npy is not there; copy it again"):
+        Source(config(place), NETWORK)
+    Source(config(place, nothing="zeros"), NETWORK)
+    alter(place, facts["sha256"], "0" * 64)
+    assert Source(config(place, nothing="zeros"), NETWORK).version != before
 
 
 def test_motion_is_masked_position_by_position(place):
@@ -218,6 +276,43 @@ def test_a_window_as_long_as_the_stored_one_begins_where_that_does(films):
         assert torch.equal(batch.latent_BFCHW, source.batch(batch.keys).latent_BFCHW)
 
 
+RELEASED = dataclasses.replace(FILMED, compat="hallo3", motion=MotionConfig(frames=4))
+
+
+def test_motion_as_released_is_what_sampling_makes_of_the_same_pictures(films):
+    codec, portrait = codecs.load("dct"), build(RELEASED)
+    source = Source(config(films, latents="encode"), RELEASED)
+    in_steps = first(4, films, batch=1, network=RELEASED, latents="encode", **{**QUIET, "mask_motion": 0.1})
+    for batch in (*in_steps, source.batch(source.keys[:1])):
+        key, fixed = batch.keys[0], batch not in in_steps
+        names, seed = ((key,), source.seed) if fixed else ((key, batch.step), 1)
+        levels = ((codec.decode(batch.latent_BFCHW[0]) + 1) * 127.5).mean(dim=(1, 2, 3))
+        begin = round((float(levels[0]) - grey(0)) / 4)  # which of the stored frames the window begins with
+        shown = signed_video(memoryview(source.video(key)), begin + 4)
+        sound_TNC = stored(films, key, RELEASED, latents="encode")["audio.npy"]
+        heard = slice(begin - 2, begin - 2 + 9 + 2 * RELEASED.audio.window)  # two frames are stored before the window
+        assert (batch.audio_BTNC[0].numpy() == sound_TNC[heard]).all()
+        picture_CHW = codec.decode(batch.reference_BCHW)[0].clamp(-1, 1)
+        person = Subject(picture_CHW, batch.reference_BCHW[0], batch.text_BSD[0], batch.text_BSD[0])
+        greyed = draws.generator(seed, "motion mask", *names)
+        sampled_FCHW = motion_condition(portrait, codec, person, shown[begin:], RELEASED.latent_frames, greyed)
+        assert batch.motion_BNCHW.shape[1] == 2, "a picture and four frames"
+        trained_FCHW = motion.condition(batch.motion_BNCHW[0], RELEASED.latent_frames)
+        assert torch.equal(trained_FCHW, sampled_FCHW)
+
+
+def test_motion_as_released_that_cannot_be_had_is_told(films, place):
+    two = dataclasses.replace(RELEASED, motion=MotionConfig(frames=2))
+    with pytest.raises(DataError, match=r"2 motion frames as one clip, which codec=dct cannot: .*motion\.frames=4"):
+        Source(config(films, latents="encode"), two)
+    said = Source(config(films, latents="encode"), RELEASED).remarks()
+    assert said == [
+        "compat=hallo3 is sampled with 0.1 of the motion's pixels put out; trained with data.mask_motion=0.25"
+    ]
+    (stored_alone,) = Source(config(place), small(compat="hallo3")).remarks()
+    assert "each encoded alone: data.latents=encode trains on what sampling gives" in stored_alone
+
+
 def test_the_stored_video_is_handed_out_as_it_is(films, place):
     source = Source(config(films, latents="encode"), FILMED)
     content = source.video(source.keys[1])
@@ -315,3 +410,16 @@ def test_what_curation_packs_is_what_training_reads(filmed):
     assert (batch.motion_BNCHW - fresh.motion_BNCHW).abs().mean() < 0.2 * batch.motion_BNCHW.abs().mean()
     steps = list(itertools.islice(loader(config(filmed, workers=1), network, 0, batch=4), 2))
     assert sorted(steps[0].keys) == sorted(steps[1].keys) == sorted(source.keys), "an epoch each"
+
+
+def test_shards_of_separated_voices_are_known_as_such(tmp_path: Path) -> None:
+    """What is animated later must be separated, too: exports carry it on."""
+    place = made(tmp_path, network=NETWORK)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert "vocals" not in Source(config(place), NETWORK).made_with
+    (tmp_path / "index.json").write_text(json.dumps({**index, "weights": {"vocals": "ce74", "minilm": "0872"}}))
+    separated = Source(config(place), NETWORK)
+    assert separated.made_with == {
+        "codec": "dct", "speech": "whisper", "text": "minilm", "identity": "dlib", "vocals": "ce74"
+    }  # fmt: skip
+    assert separated.line().endswith("made with dct, whisper, minilm, dlib, a separator of voices")

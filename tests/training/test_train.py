@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +116,8 @@ def test_every_setting_counts_when_a_run_goes_on_but_those_that_change_nothing()
     assert list(flat(config())) == known
     for pattern in NEUTRAL:
         assert any(name == pattern or name.startswith(pattern.removesuffix("*")) for name in known), pattern
-    now = flat(config("optimizer.lr=1", "parallel.dtype=float32", "steps=3", "observe.every=3", "data.workers=5"))
+    neutral = ("steps=3", "observe.every=3", "data.workers=5", "data.incomplete=true", "optimizer.fused=false")
+    now = flat(config("optimizer.lr=1", "parallel.dtype=float32", *neutral))
     assert different(flat(config()), now) == ["optimizer.lr=1.0 (was 1e-05)", "parallel.dtype=float32 (was bfloat16)"]
 
 
@@ -125,21 +129,34 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return made(tmp_path_factory.mktemp("packed"), samples=8, network=NETWORK)
 
 
-def script(*asked: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *asked]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, str, str]]:
+    """Runs the script, in this process: how it ended, and what it said on either stream."""
+
+    def run(*asked: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *asked])
+        monkeypatch.setattr(sys, "path", ["", *sys.path[1:]])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
-def test_a_setting_that_does_not_exist_ends_the_script_with_one_line(tmp_path: Path) -> None:
-    ended = script("training/configs/tiny.yaml", "data.shards=x", f"output={tmp_path}", "optimizer.rl=1")
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines() == ["train.py: unknown setting 'optimizer.rl'; did you mean 'optimizer.lr'?"]
+def test_a_setting_that_does_not_exist_ends_the_script_with_one_line(
+    script: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    status, _, said = script("training/configs/tiny.yaml", "data.shards=x", f"output={tmp_path}", "optimizer.rl=1")
+    assert status == 2
+    assert said.splitlines() == ["train.py: unknown setting 'optimizer.rl'; did you mean 'optimizer.lr'?"]
 
 
-def test_a_plan_is_made_without_training(shards: str, tmp_path: Path) -> None:
-    ended = script(*settings(shards, tmp_path / "run", "plan=true"))
-    assert ended.returncode == 0, ended.stderr
-    assert "stage all: trains" in ended.stdout
+def test_a_plan_is_made_without_training(
+    script: Callable[..., tuple[Any, str, str]], shards: str, tmp_path: Path
+) -> None:
+    status, said, problems = script(*settings(shards, tmp_path / "run", "plan=true"))
+    assert status == 0, problems
+    assert "stage all: trains" in said
     assert not (tmp_path / "run").exists()
 
 
