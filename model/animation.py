@@ -73,7 +73,8 @@ def frames(job: Job, say: Say = print, progress: Progress | None = None) -> Iter
         )
     portrait = _network(config, models)
     cached = not config.recompute_reference
-    person = sampling.subject(portrait, codec, job.picture.shown_HW3, text_SD, negative_SD, face_C, cached)
+    face_4 = job.picture.shown_face.tolist() if network.compat == "hallo3" else None
+    person = sampling.subject(portrait, codec, job.picture.shown_HW3, text_SD, negative_SD, face_C, cached, face_4)
     return sampling.video(portrait, codec, person, states_TNC, job.plan, job.how, progress)
 
 

@@ -44,6 +44,12 @@ class Picture:
     box: Crop
     shown_HW3: np.ndarray
 
+    @property
+    def shown_face(self) -> np.ndarray:
+        """The face in the part that is shown: left, top, right, bottom, pixels of the video."""
+        face = self.face
+        return self.box.place(np.array([face.left, face.top, face.right, face.bottom]))
+
     def remarks(self) -> list[str]:
         """What the person who handed it in should know of how it is used."""
         height, width = self.image_HW3.shape[:2]

@@ -31,6 +31,8 @@ from model.portrait import Portrait
 SAMPLERS = ("ddim", "dpmpp_2m", "dpmpp_2m_sde")
 ROWS = ("nothing", "text", "full")
 """What a row of guidance is given: the negative prompt; the prompt; prompt and sound. All are given the face."""
+RELEASED_FACE = 1.2
+"""How much larger than the face's box the part is that the released code's reference network sees."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Plan:
 class Subject:
     """What stays the same over a whole video.
 
-    picture_CHW: float RGB, -1..1, at the video's size. text_SD, negative_SD: prompts, every vector of them real.
+    picture_CHW: float RGB, -1..1, at the video's size. reference_CHW: the latent that the reference
+    network is given. text_SD, negative_SD: prompts, every vector of them real.
     face_C: embedding. keys: what `look` makes of the picture; without them the reference network looks at it in every
     step.
     """
@@ -113,6 +116,21 @@ class Subject:
     keys: Sequence[Keys] | None = None
 
 
+def face_alone(picture_CHW: torch.Tensor, face_4: Sequence[float]) -> torch.Tensor:
+    """A picture that is black but for the face: what the released code's reference network is given.
+
+    picture_CHW: -1..1. face_4: left, top, right, bottom, pixels: shown is a box `RELEASED_FACE` times as large.
+    """
+    height, width = picture_CHW.shape[-2:]
+    left, top, right, bottom = face_4
+    wider, higher = ((RELEASED_FACE - 1) / 2 * side for side in (right - left, bottom - top))
+    rows = slice(max(0, round(top - higher)), min(height, round(bottom + higher)))
+    columns = slice(max(0, round(left - wider)), min(width, round(right + wider)))
+    alone_CHW = torch.full_like(picture_CHW, -1.0)
+    alone_CHW[:, rows, columns] = picture_CHW[:, rows, columns]
+    return alone_CHW
+
+
 def subject(
     portrait: Portrait,
     codec: Codec,
@@ -121,14 +139,17 @@ def subject(
     negative_SD: torch.Tensor,
     face_C: torch.Tensor | None = None,
     cached: bool = True,
+    face_4: Sequence[float] | None = None,
 ) -> Subject:
     """A subject with its picture encoded, and looked at once for all clips and steps.
 
     cached: keep the reference's keys and values; without, they are made anew in every step, which takes less memory.
+    face_4: where the face is, and all that the reference network sees (`face_alone`); None: it sees the picture.
     """
     device, dtype = _where(portrait)
     picture_CHW = signed(picture_HW3[None])[0]
-    reference_CHW = codec.encode(picture_CHW[None])[0].to(device, dtype)
+    looked_at_CHW = picture_CHW if face_4 is None else face_alone(picture_CHW, face_4)
+    reference_CHW = codec.encode(looked_at_CHW[None])[0].to(device, dtype)
     text_SD, negative_SD = text_SD.to(device, dtype), negative_SD.to(device, dtype)
     face_C = None if face_C is None else face_C.to(device, dtype)
     keys = portrait.look(reference_CHW[None], _reference_text(portrait, text_SD)) if cached else None

@@ -7,6 +7,7 @@ channels, H×W latent positions, S text tokens, D their width.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +21,7 @@ from model import codecs, media, motion
 from model.codecs import frames_for
 from model.config import ModelConfig
 from model.encoders.speech import FPS
-from model.sampling import signed
+from model.sampling import face_alone, signed
 from training import draws
 from training.demands import Layout, as_released, fills
 from training.members import BrokenSampleError, array
@@ -100,7 +101,9 @@ class Prepare:
         if self.as_released:
             assert reference_CHW is not None
             share = motion.RELEASED_MASK if step is None else config.mask_motion  # sampling masks, too
-            latent_FCHW, motion_NCHW = self._released_pictures(members, start, reference_CHW, share, masks)
+            picture_CHW = self._picture(reference_CHW)
+            latent_FCHW, motion_NCHW = self._released_pictures(members, start, picture_CHW, share, masks)
+            reference_CHW = self.codec.encode(face_alone(picture_CHW, self._reference_face(members, names))[None])[0]
         else:
             latent_FCHW, motion_NCHW = self._pictures(members, start)
             if motion_NCHW is not None and step is not None and config.mask_motion:
@@ -146,21 +149,32 @@ class Prepare:
         self,
         members: Mapping[str, memoryview],
         start: int,
-        reference_CHW: torch.Tensor,
+        picture_CHW: torch.Tensor,
         share: float,
         masks: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents of the window and its motion as the released code samples (`sampling.motion_condition`).
 
-        There a clip begins with the frames that the one before ended with: they are the window's own first. The
-        reference is not stored as a picture, so it is what the codec makes of its latent.
+        There a clip begins with the frames that the one before ended with: they are the window's own first.
         """
         before = self.layout.motion_frames + start
         frames_TCHW = signed_video(_member(members, "mp4"), before + self.frames)[before:]
         with torch.no_grad():
-            picture_CHW = self.codec.decode(reference_CHW[None])[0].clamp(-1, 1)
             ends_NCHW = motion.masked(frames_TCHW[: self.network.motion.frames], share, masks, alike=True)
             return self.codec.encode(frames_TCHW), motion.joint(self.codec, picture_CHW, ends_NCHW)
+
+    @torch.no_grad()
+    def _picture(self, reference_CHW: torch.Tensor) -> torch.Tensor:
+        """A reference as a picture, -1 to 1. None is stored: it is what the codec makes of its latent."""
+        return self.codec.decode(reference_CHW[None])[0].clamp(-1, 1)
+
+    def _reference_face(self, members: Mapping[str, memoryview], names: tuple[Any, ...]) -> list[float]:
+        """Where the face is in the reference that is drawn: left, top, right, bottom, pixels."""
+        try:
+            faces_K4 = json.loads(bytes(_member(members, "json")))["reference"]["faces"]
+            return [float(side) for side in faces_K4[draws.whole(self.seed, len(faces_K4), "reference", *names)]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BrokenSampleError("json: does not say where the face is in its references") from error
 
     def _text(self, text_SD: torch.Tensor, dropped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The text at the length that there is room for, and which of it is real; None: all of it."""

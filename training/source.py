@@ -157,8 +157,9 @@ class Source:
             said.append(f"{NOTHING} is shorter than the texts, which fill their room: attention is masked for its sake")
         if as_released(self.network) and not self.prepare.as_released:
             said.append(
-                "compat=hallo3 is sampled with the picture and the window's first frames encoded as one clip; stored "
-                "are the frames before it, each encoded alone: data.latents=encode trains on what sampling gives"
+                "compat=hallo3 is sampled with the picture and the window's first frames encoded as one clip, and with "
+                "a reference that is black but for the face; stored are the frames before it, each encoded alone, and "
+                "whole references: data.latents=encode trains on what sampling gives"
             )
         if self.prepare.as_released and self.config.mask_motion != motion.RELEASED_MASK:
             said.append(

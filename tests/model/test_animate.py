@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import animation, checkpoint, media, sampling, weights
+from model import animation, checkpoint, codecs, media, sampling, weights
 from model.animation_job import AnimateConfig, AnimateError, prepare
 from model.checkpoint import CheckpointError
 from model.config import preset
@@ -245,6 +245,27 @@ def test_t5_s_vectors_are_those_that_packing_stores_cut_to_the_network_s_room(
     animation._texts(dataclasses.replace(job, config=long), said.append)
     (line,) = said
     assert line.startswith(f"a prompt of {encoder.vocabulary.count(long.prompt)} tokens: the network reads {room},")
+
+
+@pytest.mark.parametrize(("compat", "alone"), [("", False), ("hallo3", True)])
+def test_the_released_network_is_shown_the_face_alone(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compat: str, alone: bool
+) -> None:
+    """Of its picture; the motion frames begin with the whole of it."""
+    folder = tmp_path / "final"
+    checkpoint.save(Portrait(preset("tiny", compat=compat, **{"motion.frames": 4})), folder, note={"codec": "dct"})
+    job = prepare(config(given, tmp_path / "x.mp4", checkpoint=str(folder), clip_frames=17))
+    people: list[sampling.Subject] = []
+    monkeypatch.setattr(sampling, "video", lambda portrait, codec, person, *_: iter(people.append(person) or ()))  # type: ignore[func-returns-value]
+    assert list(animation.frames(job, lambda _: None)) == []
+    (person,) = people
+    left, top, right, bottom = job.picture.shown_face
+    face = job.picture.face
+    assert (right - left) / (bottom - top) == pytest.approx((face.right - face.left) / face.height)
+    picture_CHW = sampling.signed(job.picture.shown_HW3[None])[0]
+    shown_CHW = sampling.face_alone(picture_CHW, (left, top, right, bottom)) if alone else picture_CHW
+    assert torch.equal(person.picture_CHW, picture_CHW)
+    assert torch.equal(person.reference_CHW, codecs.load("dct").encode(shown_CHW[None])[0])
 
 
 FFT = 7680

@@ -361,3 +361,25 @@ def test_the_full_network_s_memory_is_that_of_its_published_size() -> None:
     less = footprint.memory(work, "cogvideox", "t5", tiling=True, cached=False)
     assert less["reference"] == 0
     assert less["decoding"] == pytest.approx(parts["decoding"] / 4, rel=0.01)
+
+
+def test_the_released_code_shows_its_reference_network_the_face_alone() -> None:
+    """A box of 20 x 40 pixels is seen 24 x 48 large, black around it; one at the border ends there."""
+    picture_CHW = torch.rand(3, 64, 96) + 0.1
+    seen = sampling.face_alone(picture_CHW, (30, 10, 50, 50))
+    assert torch.equal(seen[:, 6:54, 28:52], picture_CHW[:, 6:54, 28:52])
+    seen[:, 6:54, 28:52] = -1
+    assert bool((seen == -1).all())
+    corner = sampling.face_alone(picture_CHW, (-5, 40, 15, 80))
+    assert torch.equal(corner[:, 36:, :17], picture_CHW[:, 36:, :17]) and bool((corner[:, :36] == -1).all())
+
+
+def test_a_subject_seen_by_its_face_alone_keeps_its_picture_for_motion() -> None:
+    echo, codec = Echo(preset("tiny")), Dct()
+    white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    nothing = torch.zeros(1, 4)
+    face = (8, 8, 16, 16)
+    person = sampling.subject(echo, codec, white, nothing, nothing, face_4=face)  # type: ignore[arg-type]
+    assert bool((person.picture_CHW == 1).all())
+    assert torch.equal(person.reference_CHW, codec.encode(sampling.face_alone(person.picture_CHW, face)[None])[0])
+    assert not torch.equal(person.reference_CHW, codec.encode(person.picture_CHW[None])[0])

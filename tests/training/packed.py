@@ -29,6 +29,9 @@ RATE = 16_000
 BOTH = 2
 """Boxes of a frame: face and lips."""
 
+FACES = [[10 + n, 12, 40, 44 + n] for n in range(4)]
+"""Where the face is in each reference, pixels, as the facts of every sample say."""
+
 Latent = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 """(key, speech, latents without meaning) -> latents to be packed."""
 
@@ -174,5 +177,6 @@ def _facts(window: Window, frames: int, motion_frames: int, margin: int) -> byte
             "audio_margin": margin,
             "sample_rate": RATE,
         },
+        "reference": {"frames": list(range(len(FACES))), "faces": FACES},
     }
     return json.dumps(facts).encode()

@@ -20,10 +20,10 @@ from model import codecs, media, motion
 from model.codecs import frames_for
 from model.config import MotionConfig, preset
 from model.portrait import build
-from model.sampling import Subject, motion_condition, signed
+from model.sampling import Subject, face_alone, motion_condition, signed
 from model.settings import SettingsError
 from tests.model.networks import small
-from tests.training.packed import grey, made
+from tests.training.packed import FACES, grey, made
 from tests.training.reading import NETWORK, QUIET, alter, config, first, joined, same, stored
 from training import draws
 from training.data import DataConfig, DataError, Source, loader, validation
@@ -279,7 +279,7 @@ def test_a_window_as_long_as_the_stored_one_begins_where_that_does(films):
 RELEASED = dataclasses.replace(FILMED, compat="hallo3", motion=MotionConfig(frames=4))
 
 
-def test_motion_as_released_is_what_sampling_makes_of_the_same_pictures(films):
+def test_pictures_as_released_are_what_sampling_makes_of_the_same(films):
     codec, portrait = codecs.load("dct"), build(RELEASED)
     source = Source(config(films, latents="encode"), RELEASED)
     in_steps = first(4, films, batch=1, network=RELEASED, latents="encode", **{**QUIET, "mask_motion": 0.1})
@@ -292,7 +292,11 @@ def test_motion_as_released_is_what_sampling_makes_of_the_same_pictures(films):
         sound_TNC = stored(films, key, RELEASED, latents="encode")["audio.npy"]
         heard = slice(begin - 2, begin - 2 + 9 + 2 * RELEASED.audio.window)  # two frames are stored before the window
         assert (batch.audio_BTNC[0].numpy() == sound_TNC[heard]).all()
-        picture_CHW = codec.decode(batch.reference_BCHW)[0].clamp(-1, 1)
+        drawn = draws.whole(seed, 4, "reference", *names)
+        stored_CHW = torch.from_numpy(stored(films, key, RELEASED, latents="encode")["reference.npy"][drawn]).float()
+        picture_CHW = codec.decode(stored_CHW[None])[0].clamp(-1, 1)
+        alone_CHW = face_alone(picture_CHW, FACES[drawn])
+        assert torch.equal(batch.reference_BCHW[0], codec.encode(alone_CHW[None])[0])
         person = Subject(picture_CHW, batch.reference_BCHW[0], batch.text_BSD[0], batch.text_BSD[0])
         greyed = draws.generator(seed, "motion mask", *names)
         sampled_FCHW = motion_condition(portrait, codec, person, shown[begin:], RELEASED.latent_frames, greyed)
@@ -310,7 +314,7 @@ def test_motion_as_released_that_cannot_be_had_is_told(films, place):
         "compat=hallo3 is sampled with 0.1 of the motion's pixels put out; trained with data.mask_motion=0.25"
     ]
     (stored_alone,) = Source(config(place), small(compat="hallo3")).remarks()
-    assert "each encoded alone: data.latents=encode trains on what sampling gives" in stored_alone
+    assert "whole references: data.latents=encode trains on what sampling gives" in stored_alone
 
 
 def test_the_stored_video_is_handed_out_as_it_is(films, place):
