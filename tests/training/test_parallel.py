@@ -223,7 +223,7 @@ def test_two_ranks_that_share_samples_compute_what_one_does(variant: str, seen: 
     assert found["gradient"] < 1e-5
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("dies", 30.0), ("hangs", 40.0)])
+@pytest.mark.parametrize(("how", "seconds"), [("dies", 30.0), pytest.param("hangs", 40.0, marks=pytest.mark.soak)])
 def test_ranks_end_when_one_of_them_is_lost(how: str, seconds: float) -> None:
     done = together(SCRIPTS / "ranks_lost.py", how)
     assert done.returncode != 0
