@@ -58,20 +58,18 @@ class JointAttention(nn.Module):
 
     def forward(
         self,
-        text_BSD: torch.Tensor,
-        picture_BLD: torch.Tensor,
+        tokens_BND: torch.Tensor,
+        text: int,
         rotary: Rotary,
         reference: Keys | None = None,
         audio_BFKC: torch.Tensor | None = None,
         mask_BN: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attended text and picture.
+    ) -> torch.Tensor:
+        """Attended tokens [B, N, D], of which the first `text` are text and the others picture.
 
-        rotary: of text and picture in this order (`joint_rotary`). mask_BN: of text, then picture: True where a token
-        is real; no token looks at one that is not. audio_BFKC: heard where sound comes in here.
+        rotary: of all tokens (`joint_rotary`). mask_BN: True where a token is real; no token looks at one that is not.
+        audio_BFKC: heard where sound comes in here.
         """
-        length = text_BSD.shape[1]
-        tokens_BND = torch.cat([text_BSD, picture_BLD], dim=1)
         queries = rotated(self.norm_q(split_heads(self.to_q(tokens_BND), self.heads)), rotary)
         keys = rotated(self.norm_k(split_heads(self.to_k(tokens_BND), self.heads)), rotary)
         values = split_heads(self.to_v(tokens_BND), self.heads)
@@ -79,11 +77,10 @@ class JointAttention(nn.Module):
             keys = torch.cat([keys, reference.keys_BHRE], dim=2)
             values = torch.cat([values, reference.values_BHRE], dim=2)
         mask = None if mask_BN is None else F.pad(mask_BN, (0, keys.shape[2] - mask_BN.shape[1]), value=True)
-        found = self.attend(queries, keys, values, mask, length)
+        found = self.attend(queries, keys, values, mask, text)
         if self.audio_keys is not None and audio_BFKC is not None:
-            found = found + self.audio_keys(queries, audio_BFKC, None if mask_BN is None else mask_BN[:, length:])
-        out_BND = self.to_out[0](join_heads(found))
-        return out_BND[:, :length], out_BND[:, length:]
+            found = found + self.audio_keys(queries, audio_BFKC, None if mask_BN is None else mask_BN[:, text:])
+        return self.to_out[0](join_heads(found))
 
     def attend(
         self,

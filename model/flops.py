@@ -33,17 +33,16 @@ class Cost:
 
     weights: int = 0
     attention: int = 0
-    idle: int = 0  # of the products with weights: those whose result nothing depends on, so that they get no gradient
 
     @property
     def total(self) -> int:
         return self.weights + self.attention
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.weights + other.weights, self.attention + other.attention, self.idle + other.idle)
+        return Cost(self.weights + other.weights, self.attention + other.attention)
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.weights * times, self.attention * times, self.idle * times)
+        return Cost(self.weights * times, self.attention * times)
 
 
 def forward(config: ModelConfig, shape: Shape) -> dict[str, Cost]:
@@ -83,8 +82,8 @@ def training(
     for part, cost in costs.items():
         total += cost.total
         if part not in without_graph:
-            total += cost.weights - cost.idle + 2 * cost.attention
-            total += cost.weights - cost.idle if trained is None or part in trained else 0
+            total += cost.weights + 2 * cost.attention
+            total += cost.weights if trained is None or part in trained else 0
     return total
 
 
@@ -114,9 +113,7 @@ def _backbone(name: str, config: ModelConfig, layers: int, picture: int, text: i
         f"{name}.embed": Cost(embed),
         f"{name}.norms": Cost(2 * _linear(1, time, 6 * width)) * layers,
         f"{name}.attention": Cost(projections, _attention(tokens, tokens + looked_at, width)) * layers,
-        # Nobody reads the text after the last layer.
-        f"{name}.feed_forward": Cost(2 * _linear(tokens, width, 4 * width)) * layers
-        + Cost(idle=2 * _linear(text, width, 4 * width)),
+        f"{name}.feed_forward": Cost(2 * _linear(tokens, width, 4 * width)) * layers,
     }
 
 

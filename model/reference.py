@@ -26,7 +26,8 @@ class ReferenceBlock(Block):
         last: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Text and picture after this layer (or before it, if it is the last), and what was seen [B, R, D]."""
-        _, seen_BRD, _, _ = self.norm1(text_BSD, picture_BRD, time_BD)
+        seen_BND, _ = self.norm1(text_BSD, picture_BRD, time_BD)
+        seen_BRD = seen_BND[:, text_BSD.shape[1] :]
         if not last:
             text_BSD, picture_BRD = super().forward(text_BSD, picture_BRD, time_BD, given)
         return text_BSD, picture_BRD, seen_BRD

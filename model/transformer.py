@@ -25,6 +25,9 @@ _EPS = 1e-5
 _OFS = 2.0  # what CogVideoX 1.5 is always given
 
 
+Gates = tuple[torch.Tensor, torch.Tensor]  # of text and of picture, each [B, 1 or F, D]
+
+
 class Conditions(NamedTuple):
     """What every block is given besides text, picture and time."""
 
@@ -45,13 +48,14 @@ class ExpertNorm(nn.Module):
 
     def forward(
         self, text_BSD: torch.Tensor, picture_BLD: torch.Tensor, time_BD: torch.Tensor, moved: Sequence[Shift] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Text and picture as the layer sees them, then the gates of both. moved: further shifts of the picture."""
+    ) -> tuple[torch.Tensor, Gates]:
+        """Text and picture as the layer sees them [B, S + L, D], and their gates. moved: more shifts of the picture."""
         shift, scale, gate, text_shift, text_scale, text_gate = self.linear(F.silu(time_BD))[:, None].chunk(6, dim=-1)
         for move in moved:
             shift, scale, gate = shift + move.shift, scale + move.scale, gate + move.gate
         text = modulated(self.norm(text_BSD), text_shift, text_scale)
-        return text, modulated(self.norm(picture_BLD), shift, scale), text_gate, gate
+        picture = modulated(self.norm(picture_BLD), shift, scale)
+        return torch.cat([text, picture], dim=1), (text_gate, gate)
 
 
 class FeedForward(nn.Module):
@@ -114,17 +118,19 @@ class Block(nn.Module):
             reference = self.attn1.keys(reference)
         before, after = self._moves(given)
 
-        text, picture, text_gate, gate = self.norm1(text_BSD, picture_BLD, time_BD, before)
-        text, picture = self.attn1(text, picture, given.rotary, reference, given.audio_BFKG, given.mask_BN)
-        text_BSD, picture_BLD = gated(text_BSD, text_gate, text), gated(picture_BLD, gate, picture)
+        seen_BND, gates = self.norm1(text_BSD, picture_BLD, time_BD, before)
+        text = text_BSD.shape[1]
+        found_BND = self.attn1(seen_BND, text, given.rotary, reference, given.audio_BFKG, given.mask_BN)
+        text_BSD, picture_BLD = added(text_BSD, picture_BLD, found_BND, gates)
+        del found_BND, seen_BND  # memory is fullest in the feed-forward network
 
         if self.face_attention is not None and given.face_BKG is not None:
             picture_BLD = picture_BLD + self._crossed(self.face_attention, picture_BLD, given.face_BKG, given)
         if self.audio_attention is not None and given.audio_BFKG is not None:
             picture_BLD = picture_BLD + self._crossed(self.audio_attention, picture_BLD, given.audio_BFKG, given)
 
-        text, picture, text_gate, gate = self.norm2(text_BSD, picture_BLD, time_BD, after)
-        return gated(text_BSD, text_gate, self.ff(text)), gated(picture_BLD, gate, self.ff(picture))
+        seen_BND, gates = self.norm2(text_BSD, picture_BLD, time_BD, after)
+        return added(text_BSD, picture_BLD, self.ff(seen_BND), gates)
 
     def _crossed(
         self, attention: CrossAttention, picture_BLD: torch.Tensor, tokens: torch.Tensor, given: Conditions
@@ -298,6 +304,14 @@ def modulated(tokens_BND: torch.Tensor, shift_BFD: torch.Tensor, scale_BFD: torc
     """shift + tokens · (1 + scale), where shift and scale are per clip (F = 1) or per latent frame."""
     tokens_BFPD = tokens_BND.unflatten(1, (shift_BFD.shape[1], -1))
     return torch.addcmul(shift_BFD[:, :, None], tokens_BFPD, 1 + scale_BFD[:, :, None]).flatten(1, 2)
+
+
+def added(
+    text_BSD: torch.Tensor, picture_BLD: torch.Tensor, found_BND: torch.Tensor, gates: Gates
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text and picture, and what a layer found for both of them, each by its gate."""
+    text, picture = found_BND.split([text_BSD.shape[1], picture_BLD.shape[1]], dim=1)
+    return gated(text_BSD, gates[0], text), gated(picture_BLD, gates[1], picture)
 
 
 def gated(tokens_BND: torch.Tensor, gate_BFD: torch.Tensor, found_BND: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,6 @@ def compare_training(config: Config, model: ModelConfig) -> None:
     x = torch.randn(1, config.frames, 32, config.height, config.size, device=config.device, dtype=dtype)
     text = torch.randn(1, config.text, model.text_dim, device=config.device, dtype=dtype)
     at = torch.tensor([500], device=config.device)
-    rotary = ours.places(x)
     if config.compile:
         for network in networks:
             for block in network.transformer_blocks:
@@ -106,7 +105,8 @@ def compare_training(config: Config, model: ModelConfig) -> None:
         return ours(x[:, :, :16], at, text, motion_BFCHW=x[:, :, 16:])
 
     def their_step() -> torch.Tensor:
-        return theirs(x, text, at, image_rotary_emb=rotary, return_dict=False)[0]
+        latents = torch.cat([x[:, :, :16], x[:, :, 16:]], dim=2)  # as its pipeline does at every step
+        return theirs(latents, text, at, image_rotary_emb=ours.places(latents), return_dict=False)[0]
 
     def trained(step: Callable[[], torch.Tensor], network: nn.Module) -> Callable[[], None]:
         def run() -> None:
@@ -174,11 +174,11 @@ def compare_sampling(config: Config, model: ModelConfig) -> None:
 
 
 def timed(steps: dict[str, Callable[[], object]], config: Config) -> dict[str, float]:
-    """Median seconds of each, measured by turns after one warm-up."""
+    """Median seconds of each after one warm-up; the order is turned about every time."""
     clock = time.perf_counter if config.device == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for run in range(config.runs + 1):
-        for name, step in steps.items():
+        for name, step in list(steps.items())[:: 1 if run % 2 else -1]:
             _wait(config)
             began = clock()
             step()

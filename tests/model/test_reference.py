@@ -31,7 +31,7 @@ def test_features_are_what_attention_sees_of_the_picture_at_time_zero() -> None:
     plain.load_state_dict(portrait.reference.state_dict())
     seen = []
     for block in plain.transformer_blocks:
-        block.attn1.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+        block.attn1.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:, arguments[1] :]))
     frame = given.reference[:, None]
     plain(frame, torch.zeros(2), given.text, motion_BFCHW=frame)
     features = portrait.reference(given.reference, given.text)
@@ -46,13 +46,13 @@ def test_a_reference_is_looked_at_and_does_not_look() -> None:
     """Were its tokens queries too, as in the released code, nothing but discarded outputs would be different."""
     attention = shaken(JointAttention(small()))
     config = small()
-    text, picture, reference = torch.randn(2, 3, 64), torch.randn(2, 48, 64), torch.randn(2, 24, 64)
+    tokens, reference = torch.randn(2, 3 + 48, 64), torch.randn(2, 24, 64)
     rotary = joint_rotary(video_rotary(config, 2, 4, 6, torch.device("cpu")), 3)
-    _, found = attention(text, picture, rotary, attention.keys(reference))
+    found = attention(tokens, 3, rotary, attention.keys(reference))
     # The released code's way: one sequence of text, picture and reference; reference tokens are not turned.
     still = [torch.cat([table, torch.full((24, 32), value)]) for table, value in zip(rotary, (1.0, 0.0), strict=True)]
-    _, joint = attention(text, torch.cat([picture, reference], dim=1), (still[0], still[1]))
-    assert (joint[:, :48] - found).abs().max() < 1e-5
+    joint = attention(torch.cat([tokens, reference], dim=1), 3, (still[0], still[1]))
+    assert (joint[:, : 3 + 48] - found).abs().max() < 1e-5
 
 
 def test_all_of_the_reference_network_but_its_end_gets_a_gradient() -> None:
