@@ -282,12 +282,12 @@ def interrupted(films: Path, output: Path, seed: int, who: str, until: str = "sc
     drain.start()
     try:
         if who == "driver":
-            moment = dice.uniform(2, 40 if until == "score" else 25)
+            moment = dice.uniform(2, 40 if until == "score" else 20)
             jobs.wait_for(
                 lambda: job.poll() is not None or psutil.Process(job.pid).create_time() < time.time() - moment, 90
             )
             family = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
-            os.kill(job.pid, signal.SIGKILL)
+            job.send_signal(signal.SIGKILL)  # nothing, where it ended before
             psutil.wait_procs(family, 30)
         else:
             find = jobs.stage_processes if who == "stage" else jobs.ray_workers
